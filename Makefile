@@ -1,0 +1,46 @@
+# `make serve` and `make test` do all their own set-up, in .venv; see README.md.
+
+VENV := .venv
+BIN := $(VENV)/bin
+APT_TESTS := chromium
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000
+	@$(BIN)/hypercorn trio_sse.app:app --worker-class trio
+
+test: $(VENV)/installed-dev ## all tests, those in a browser too
+	@.ci/packages $(APT_TESTS)
+	@$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/installed-dev ## style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/installed-dev ## rewrite in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev ## fan-out throughput and latency, as a table
+	@$(BIN)/python benchmarks/fanout.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing trio_sse into $(VENV) ..."
+	@$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing trio_sse and what its tests need into $(VENV) ..."
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/bin/pip:
+	@.ci/venv $(VENV)

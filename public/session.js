@@ -1,0 +1,116 @@
+/**
+ * Requests to the hub, and who we are to it. The session itself is a cookie no script can read; what is kept
+ * here is only what the page needs to say "you" and to sign in again when the cookie has expired.
+ */
+
+const PATIENCE = 15_000;
+
+/** A request that did not work out; `status` is 0 when there was no answer at all. */
+export class Refusal extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+
+  /** Would signing in (again) help? */
+  get unauthorised() {
+    return this.status === 401 || this.status === 403;
+  }
+}
+
+export async function call(method, path, { json, token } = {}) {
+  const headers = {};
+  if (json !== undefined) headers["content-type"] = "application/json";
+  if (token) headers.authorization = `Bearer ${token}`;
+  const signal = AbortSignal.timeout(PATIENCE);
+  let response;
+  try {
+    response = await fetch(path, { method, headers, signal, body: JSON.stringify(json), cache: "no-store" });
+    if (response.ok) return response.status === 204 ? null : await response.json();
+  } catch {
+    throw new Refusal(0, "The server did not answer.");
+  }
+  const problem = await response.json().catch(() => null);
+  throw new Refusal(response.status, problem?.detail || problem?.title || `The server answered ${response.status}.`);
+}
+
+/** Storage can be switched off, full, or edited by hand; the board works without it. */
+export function recall(key, otherwise) {
+  try {
+    return JSON.parse(localStorage.getItem(`board.${key}`)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+export function remember(key, value) {
+  try {
+    localStorage.setItem(`board.${key}`, JSON.stringify(value));
+  } catch {
+    // Then it is forgotten with the page.
+  }
+}
+
+export class Session {
+  #kept = { name: "", sub: "", withToken: false, expires: 0, ...recall("session", {}) };
+  // Every guest session has a `sub` of its own: one's own messages of yesterday carry yesterday's.
+  #own = new Set(recall("own", []));
+  #renewal = null;
+
+  get name() {
+    return this.#kept.name;
+  }
+
+  get sub() {
+    return this.#kept.sub;
+  }
+
+  get withToken() {
+    return this.#kept.withToken;
+  }
+
+  get expired() {
+    return this.#kept.expires * 1000 < Date.now();
+  }
+
+  isOwn(author) {
+    return this.#own.has(author);
+  }
+
+  /** Sign in as a guest or, with a token, as whoever the token says. The token is not kept. */
+  async signIn(name, token = "") {
+    const answer = await call("POST", "/session", { json: name ? { name } : {}, token });
+    this.#kept = {
+      name: answer.name || name || answer.sub,
+      sub: answer.sub,
+      withToken: Boolean(token),
+      expires: answer.expires_at,
+    };
+    this.#own.delete(answer.sub);
+    this.#own.add(answer.sub);
+    remember("session", this.#kept);
+    remember("own", [...this.#own].slice(-50));
+  }
+
+  async signOut() {
+    await call("DELETE", "/session");
+    this.#kept = { ...this.#kept, sub: "", withToken: false, expires: 0 };
+    remember("session", this.#kept);
+  }
+
+  /**
+   * Sign in again under the remembered name; false when a person has to be asked. Someone who came with a
+   * token is always asked, rather than turned into a guest behind their back.
+   */
+  renew() {
+    if (!this.sub || this.withToken) return Promise.resolve(false);
+    this.#renewal ??= this.signIn(this.name)
+      .then(() => true, (refusal) => {
+        // An outage is no reason to ask for the name again; only a refusal is.
+        if (!refusal.unauthorised) throw refusal;
+        return false;
+      })
+      .finally(() => { this.#renewal = null; });
+    return this.#renewal;
+  }
+}

@@ -1,0 +1,107 @@
+"""The real Hypercorn in a subprocess, for tests of the whole system."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 30
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody holds at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Server:
+    """One `hypercorn APP --worker-class trio` on a fixed port, which can be killed and started again."""
+
+    def __init__(
+        self,
+        app: str = "trio_sse.app:app",
+        *,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        args: tuple[str, ...] = (),
+        ready_path: str = "/readyz",
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.log_path = folder / "server.log"
+        self.command = [sys.executable, "-W", "error", "-m", "hypercorn", app, "--worker-class", "trio"]
+        self.command += ["--bind", f"127.0.0.1:{self.port}", *args]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRIO_SSE_")}
+        self.env = {**inherited, "PYTHONPATH": str(ROOT), **(env or {})}
+        self.ready_path = ready_path
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and return when it answers; the port stays the same from life to life."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(self.url + self.ready_path).status_code < 500:
+                    return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError(f"the server did not come up:\n{self.log()}")
+
+    def log(self) -> str:
+        """All that any life of the server wrote to its standard output and error."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers: those children of the parent that are not its resource tracker."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        return [int(pid) for pid, command in commands.items() if b"resource_tracker" not in command]
+
+    def kill(self) -> None:
+        """SIGKILL to the parent and every worker at once, as a power cut would."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def terminate(self, *, within: float = 30) -> int:
+        """SIGTERM to the parent; its exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(within)
+
+
+@contextlib.contextmanager
+def serving(
+    app: str = "trio_sse.app:app",
+    *,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    args: tuple[str, ...] = (),
+    ready_path: str = "/readyz",
+) -> Iterator[Server]:
+    """A running server for the length of a `with` block; afterwards nothing of it is left."""
+    server = Server(app, folder=folder, env=env, args=args, ready_path=ready_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,1 @@
+"""trio_sse: a server-push hub for Python on Trio."""

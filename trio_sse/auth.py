@@ -1,0 +1,240 @@
+"""A token in, what its bearer may do out (RFC 7519).
+
+The claims are ``sub``, ``exp``, ``iat``, optional ``aud`` and ``iss``, ``name`` for people to read, and
+``"sse": {"publish": [selectors], "subscribe": [selectors]}``.
+
+Traps of PyJWT that are handled here: without being told it accepts a token that never expires, and an ``exp``
+of 10**400, which no clock can hold; a short HMAC key only warns; the algorithm must come from the settings,
+never from the token. The time is the caller's to say, because this floor has no clock.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from .errors import InvalidInput, InvalidToken, InvalidTopic, NotAllowed
+from .topic import Selector, inbox, matching, meet_all, parse_selectors
+
+MAX_TTL_S = 366 * 24 * 3600
+"""The longest that a token may still be valid."""
+
+CLOCK_SKEW_S = 60
+"""``nbf`` and ``iat`` may lie so far ahead of our clock. ``exp`` is taken as it stands."""
+
+MAX_SUBJECT = 128
+MAX_NAME = 64
+MAX_SELECTORS = 100
+MIN_HMAC_KEY = 32
+"""Bytes of an HMAC key for SHA-256 (RFC 7518 § 3.2)."""
+
+GUEST_PREFIX = "guest-"
+GUEST_TTL_S = 7 * 24 * 3600
+
+_CHECKED_HERE = {"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False}
+EVERYTHING = parse_selectors(["**"])
+"""Every public topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one caller may do, and until when (seconds since the epoch; ``None``: no end)."""
+
+    subject: str | None = None
+    name: str | None = None
+    publish: tuple[Selector, ...] = ()
+    subscribe: tuple[Selector, ...] = ()
+    expires_at: int | None = None
+
+    def check_publish(self, topic: str) -> None:
+        """Raises NotAllowed unless this caller may publish to the topic."""
+        if not matching(self.publish, topic):
+            raise self._not_allowed("publish to", topic)
+
+    def readable(self, asked: Iterable[Selector]) -> tuple[Selector, ...]:
+        """The selectors of exactly those topics that are asked for and that this caller may read.
+
+        Raises:
+          NotAllowed: one of those asked for has nothing in it that the caller may read.
+        """
+        asked = tuple(asked)
+        for selector in asked:
+            if not meet_all([selector], self.subscribe):
+                raise self._not_allowed("subscribe to", selector.text)
+        return meet_all(asked, self.subscribe)
+
+    def _not_allowed(self, what: str, topic: str) -> NotAllowed | InvalidToken:
+        if self.subject is None and self.expires_at is None:
+            return InvalidToken(f"without a token you may not {what} {topic!r}: send Authorization: Bearer <token>")
+        return NotAllowed(f"your token does not allow you to {what} {topic!r}")
+
+
+class Authority:
+    """Checks tokens with one key and one algorithm, and signs them where the key can.
+
+    ``anonymous`` is what a caller without a token may do on public topics, of ``"publish"`` and ``"subscribe"``;
+    a caller with one may do it too.
+
+    Raises:
+      InvalidInput: the key does not fit the algorithm; the message says how.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        algorithm: str = "HS256",
+        *,
+        audience: str | None = None,
+        issuer: str | None = None,
+        anonymous: Iterable[str] = (),
+    ) -> None:
+        self.algorithm = algorithm
+        self.symmetric = algorithm.startswith("HS")
+        self._audience, self._issuer = audience, issuer
+        self._anonymous = {right: EVERYTHING for right in anonymous}
+        self._jwt = jwt.PyJWT({**_CHECKED_HERE, "enforce_minimum_key_length": True})
+        if self.symmetric and len(key.encode()) < MIN_HMAC_KEY:
+            raise InvalidInput(f"an {algorithm} key needs at least {MIN_HMAC_KEY} bytes: openssl rand -base64 48")
+        try:
+            self._key = jwt.get_algorithm_by_name(algorithm).prepare_key(key)
+        except (jwt.InvalidKeyError, ValueError, TypeError, NotImplementedError):
+            kind = "an HMAC secret" if self.symmetric else "a PEM public key"
+            raise InvalidInput(f"the key is not {kind} for {algorithm}") from None
+
+    def anonymous(self) -> Grant:
+        """The grant of a caller without a token."""
+        return Grant(publish=self._anonymous.get("publish", ()), subscribe=self._anonymous.get("subscribe", ()))
+
+    def verify(self, token: str, now: float) -> Grant:
+        """The grant of a token's bearer at ``now``, in seconds since the epoch.
+
+        Raises:
+          InvalidToken: the token does not hold; the message says why, and never what it is.
+        """
+        try:
+            claims = self._jwt.decode(token, self._key, algorithms=[self.algorithm])
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise InvalidToken("the token is not one that was signed for this hub") from None
+        expires_at = _check_times(claims, now)
+        self._check_parties(claims)
+        subject = _text(claims, "sub", MAX_SUBJECT)
+        rights = claims.get("sse", {})
+        if not isinstance(rights, Mapping):
+            raise InvalidToken('the token\'s claim "sse" is not an object with "publish" and "subscribe"')
+        publish, subscribe = _selectors(rights, "publish"), _selectors(rights, "subscribe")
+        return Grant(
+            subject,
+            _text(claims, "name", MAX_NAME),
+            publish + self._anonymous.get("publish", ()),
+            subscribe + self._anonymous.get("subscribe", ()) + _own_inbox(subject),
+            expires_at,
+        )
+
+    def issue(
+        self,
+        subject: str | None,
+        *,
+        now: float,
+        ttl_s: int,
+        publish: Iterable[str] = (),
+        subscribe: Iterable[str] = (),
+        name: str | None = None,
+    ) -> str:
+        """Sign a token. The key must be able to: an HMAC secret, or a private PEM key.
+
+        Raises:
+          InvalidInput: a claim would not be accepted by :meth:`verify`, or the key only verifies.
+        """
+        rights = {
+            "publish": [selector.text for selector in parse_selectors(publish)],
+            "subscribe": [selector.text for selector in parse_selectors(subscribe)],
+        }
+        claims: dict[str, Any] = {"iat": int(now), "exp": int(now) + ttl_s, "sse": rights}
+        optional = {"sub": subject, "name": name, "aud": self._audience, "iss": self._issuer}
+        claims |= {claim: value for claim, value in optional.items() if value is not None}
+        try:
+            _check_times(claims, now)
+            _text(claims, "sub", MAX_SUBJECT), _text(claims, "name", MAX_NAME)
+            return self._jwt.encode(claims, self._key, self.algorithm)
+        except InvalidToken as error:
+            raise InvalidInput(str(error)) from None
+        except (jwt.PyJWTError, TypeError, AttributeError):
+            raise InvalidInput("the key can check tokens but not sign them: give the private key") from None
+
+    def issue_guest(self, name: str, *, now: float) -> tuple[str, Grant]:
+        """Sign in somebody of whom only a name is known; the name is unverified, the subject random.
+
+        Raises:
+          InvalidInput: the name cannot be shown.
+        """
+        subject = GUEST_PREFIX + secrets.token_urlsafe(9)
+        token = self.issue(subject, now=now, ttl_s=GUEST_TTL_S, name=name)
+        return token, self.verify(token, now)
+
+    def _check_parties(self, claims: Mapping[str, Any]) -> None:
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
+        if self._audience is not None and self._audience not in audiences:
+            raise InvalidToken(f"the token is not for the audience {self._audience!r}")
+        if self._issuer is not None and claims.get("iss") != self._issuer:
+            raise InvalidToken(f"the token was not issued by {self._issuer!r}")
+
+
+def _check_times(claims: Mapping[str, Any], now: float) -> int:
+    expires_at = _time(claims, "exp")
+    if expires_at is None:
+        raise InvalidToken('the token has no "exp": issue one that expires')
+    if expires_at <= now:
+        raise InvalidToken("the token has expired: get a new one")
+    if expires_at > now + MAX_TTL_S:
+        raise InvalidToken(f"the token is valid for more than {MAX_TTL_S // 86400} days: issue a shorter one")
+    for claim in ("nbf", "iat"):
+        begins_at = _time(claims, claim)
+        if begins_at is not None and begins_at > now + CLOCK_SKEW_S:
+            raise InvalidToken(f'the token is not valid yet: its "{claim}" lies ahead of the clock')
+    return int(expires_at)
+
+
+def _time(claims: Mapping[str, Any], claim: str) -> int | float | None:
+    value = claims.get(claim)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(min(value, 1e15)) or value < 0:
+        raise InvalidToken(f'the token\'s "{claim}" is not a number of seconds since the epoch')
+    return value
+
+
+def _text(claims: Mapping[str, Any], claim: str, most: int) -> str | None:
+    value = claims.get(claim)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable() or not value.strip():
+        raise InvalidToken(f'the "{claim}" is not 1 to {most} printable characters')
+    if not unicodedata.is_normalized("NFC", value):
+        raise InvalidToken(f'the "{claim}" is not in Unicode normal form C')
+    return value
+
+
+def _selectors(rights: Mapping[str, Any], right: str) -> tuple[Selector, ...]:
+    texts = rights.get(right, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InvalidToken(f'the token\'s "sse.{right}" is not a list of selectors')
+    if len(texts) > MAX_SELECTORS:
+        raise InvalidToken(f'the token\'s "sse.{right}" holds more than {MAX_SELECTORS} selectors')
+    try:
+        return parse_selectors(texts)
+    except InvalidTopic as error:
+        raise InvalidToken(f'the token\'s "sse.{right}" cannot be used: {error}') from None
+
+
+def _own_inbox(subject: str | None) -> tuple[Selector, ...]:
+    try:
+        return () if subject is None else (Selector.parse(inbox(subject)),)
+    except InvalidTopic:  # a subject that is no segment of a topic has no inbox
+        return ()

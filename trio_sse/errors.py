@@ -1,0 +1,90 @@
+"""Everything that can go wrong, as one small tree.
+
+::
+
+    TrioSSEError                 500
+    ├── InvalidInput             400   what somebody gave us cannot be used as it is  (also a ValueError)
+    │   ├── InvalidEvent         400   a field of an event
+    │   ├── InvalidEventID       400   text that is no event ID of ours
+    │   ├── InvalidTopic         400   a topic or a selector
+    │   └── TooLarge             413   more bytes than the limit
+    ├── InvalidToken             401   who are you?
+    ├── NotAllowed               403   I know who you are, and no
+    ├── JournalError             503   the journal could not do it now; trying again may help
+    │   └── JournalFull          507   no room on the disk
+    ├── JournalUnusable          503   the journal cannot be opened at all: start-up ends with this line
+    └── HubFailed                503   the hub broke; its streams were ended and a fresh one is on its way
+
+``str(error)`` is always a sentence a person can act on, and never holds a token.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrioSSEError(Exception):
+    """The root of the tree; catch it to catch them all."""
+
+    #: The HTTP status that says the same to a client.
+    status_hint: ClassVar[int] = 500
+
+
+class InvalidInput(TrioSSEError, ValueError):
+    """What was given cannot be used as it is."""
+
+    status_hint = 400
+
+
+class InvalidEvent(InvalidInput):
+    """A field of an event holds what the format cannot carry."""
+
+
+class InvalidEventID(InvalidInput):
+    """The text is no event ID of ours: digits, a dash, digits."""
+
+
+class InvalidTopic(InvalidInput):
+    """The text is no topic, or no selector of topics."""
+
+
+class TooLarge(InvalidInput):
+    """More bytes than the limit allows."""
+
+    status_hint = 413
+
+
+class InvalidToken(TrioSSEError):
+    """A token is missing, malformed, forged or expired."""
+
+    status_hint = 401
+
+
+class NotAllowed(TrioSSEError):
+    """The caller is known and may not do this."""
+
+    status_hint = 403
+
+
+class JournalError(TrioSSEError):
+    """The journal could not do it now. Nothing of the request was kept."""
+
+    status_hint = 503
+
+
+class JournalFull(JournalError):
+    """There is no room left where the journal lives."""
+
+    status_hint = 507
+
+
+class JournalUnusable(TrioSSEError):
+    """The journal cannot be opened; its message is one line for the operator."""
+
+    status_hint = 503
+
+
+class HubFailed(TrioSSEError):
+    """The hub broke and serves no longer."""
+
+    status_hint = 503

@@ -1,0 +1,224 @@
+"""A hub: events in, through the journal, out to every subscriber.
+
+One task follows the journal and broadcasts; two small ones beat the heart of idle streams and remove old events.
+``open_hub`` runs both for the length of a block. If one of them breaks, the hub has failed: everything that it
+carries is ended, so that nobody sits on heartbeats for ever, and the block is left with the exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from .broadcast import SLICE, Broadcaster, EndReason
+from .errors import HubFailed, JournalError, InvalidEvent, InvalidTopic, TooLarge
+from .event import EventID, Event
+from .journal import Journal, JournalStatistics, Retention, open_journal
+from .record import RESERVED_PREFIX, Draft
+from .subscription import Desk, Subscription
+from .topic import Selector, check_topic, parse_selectors
+from .wire import MAX_DATA
+
+MAX_KEY = 256
+"""Most characters in an event's key."""
+
+HEARTBEAT_MARGIN = 0.9
+"""The heart beats at this share of the promised longest silence, so that the promise holds."""
+
+WATCH_S = 1.0
+"""Between two events whose latency is measured, at least so many seconds."""
+
+TRIM_S = 1.0
+"""Events that grew too old are removed within so many seconds."""
+
+MAX_SELECTORS = 100
+"""Most selectors of one subscriber."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    """A hub at one moment; the last four count since it was opened."""
+
+    streams: int
+    subscribers: int
+    published: int
+    delivered: int
+    lagging: int
+    gaps: int
+    journal: JournalStatistics
+
+
+class Hub:
+    """Publish here, subscribe here. Made by :func:`open_hub`."""
+
+    def __init__(self, journal: Journal, *, buffer_events: int = 256, heartbeat_s: float = 15) -> None:
+        self.journal = journal
+        self.broadcaster = Broadcaster()
+        self.failed = False
+        self._heartbeat_s = heartbeat_s
+        self._desk = Desk(journal, self.broadcaster, buffer_events)
+        self._published = 0
+
+    # -- publishing ---------------------------------------------------------------------------------------
+
+    async def publish(self, topic: str, event: Event | str, *, type: str | None = None, key: str | None = None) -> EventID:
+        """Publish one event, given whole or as its data; returns its ID, when it is safe in the journal.
+
+        May wait for subscribers' broadcasting to keep up. If it is cancelled, the event has either been published
+        or never will be.
+
+        Raises:
+          InvalidTopic, InvalidEvent, TooLarge: it cannot be published as it is.
+          JournalError: the journal could not keep it. HubFailed: the hub has broken.
+        """
+        if isinstance(event, str):
+            event = Event(event) if type is None else Event(event, type=type)
+        return (await self.publish_many(topic, [event], key=key))[0]
+
+    async def publish_many(self, topic: str, events: Iterable[Event], *, key: str | None = None) -> list[EventID]:
+        """Publish several events of one topic at once, all or none: the cheap way for a busy publisher."""
+        check_topic(topic)
+        drafts = [Draft(topic, event, key) for event in events]
+        for draft in drafts:
+            _check_publishable(draft)
+        if self.failed:
+            raise HubFailed("the hub has failed and is being replaced; try again in a moment")
+        ids = await self.journal.append(drafts)
+        self._published += len(ids)
+        return ids
+
+    # -- subscribing --------------------------------------------------------------------------------------
+
+    def subscribe(
+        self, *selectors: str | Selector, last_event_id: str | EventID | None = None
+    ) -> Subscription:
+        """The events of the topics that any of the selectors choose, as an async context manager and iterator.
+
+        ``last_event_id`` resumes after an event; ``"earliest"`` begins with the oldest that is kept; ``None``
+        with the next to be published.
+
+        Raises:
+          InvalidTopic: a selector is none, or there are none or too many.
+        """
+        parsed = parse_selectors(s.text if isinstance(s, Selector) else s for s in selectors)
+        if not 0 < len(parsed) <= MAX_SELECTORS:
+            raise InvalidTopic(f"{len(parsed)} topics were asked for: ask for 1 to {MAX_SELECTORS}")
+        cursor = None if last_event_id is None else str(last_event_id)
+        return Subscription(self._desk, parsed, cursor)
+
+    def subscribers(self, topic: str) -> int:
+        """How many subscribers an event of this topic would reach now."""
+        return len(self.broadcaster.audience(topic))
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry events from the journal to the subscribers until cancelled; started when none is missed.
+
+        However it ends, every stream is ended.
+        """
+        try:
+            with self.journal.follow() as follower:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._tick)
+                    nursery.start_soon(self._trim)
+                    task_status.started()
+                    watched_at = -WATCH_S
+                    while True:
+                        batch = await follower.receive()
+                        if trio.current_time() - watched_at >= WATCH_S:
+                            watched_at = trio.current_time()
+                            last = batch[-1]
+                            self.broadcaster.last_write.watch(last, self.broadcaster.audience(last.topic))
+                        await self.broadcaster.deliver(batch)
+        except Exception:
+            self.failed = True
+            raise
+        finally:
+            self.end_streams("failed" if self.failed else "shutdown")
+
+    async def _tick(self) -> None:
+        """Beat the heart of every stream once in each period, a slice at a time."""
+        period = self._heartbeat_s * HEARTBEAT_MARGIN
+        while True:
+            began = trio.current_time()
+            streams = list(self._desk.streams)
+            slices = range(0, len(streams), SLICE)
+            for number, begin in enumerate(slices, 1):
+                await trio.sleep_until(began + period * number / len(slices))
+                for stream in streams[begin : begin + SLICE]:
+                    stream.beat()
+            await trio.sleep_until(began + period)
+
+    async def _trim(self) -> None:
+        """Remove events as they grow too old, also when nobody publishes."""
+        while True:
+            await trio.sleep(TRIM_S)
+            with contextlib.suppress(JournalError):  # it has been logged, and may work the next time
+                await self.journal.trim()
+
+    def end_streams(self, reason: EndReason) -> None:
+        """Take no more streams, and tell every open one to say goodbye."""
+        self._desk.ending = self._desk.ending or reason
+        for stream in list(self._desk.streams):
+            stream.end(reason)
+        self.broadcaster.close(reason)
+
+    @property
+    def ending(self) -> EndReason | None:
+        """Why the hub takes no more streams, once it does not."""
+        return self._desk.ending
+
+    def statistics(self) -> HubStatistics:
+        """How the hub is at this moment."""
+        outlets = self.broadcaster.outlets
+        return HubStatistics(
+            streams=len(self._desk.streams),
+            subscribers=outlets,
+            published=self._published,
+            delivered=self._desk.delivered,
+            lagging=self.broadcaster.lagging,
+            gaps=self._desk.gaps,
+            journal=self.journal.statistics(),
+        )
+
+
+@asynccontextmanager
+async def open_hub(
+    journal: str = "memory:",
+    *,
+    retention: Retention | None = None,
+    buffer_events: int = 256,
+    heartbeat_s: float = 15,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Hub]:
+    """Open a hub over the journal that a URL names, and run it for the length of the block.
+
+    Raises:
+      JournalUnusable: the journal cannot be opened.
+      ExceptionGroup: the hub broke, and the block was cancelled.
+    """
+    async with open_journal(journal, retention=retention, clock=clock) as opened, trio.open_nursery() as nursery:
+        hub = Hub(opened, buffer_events=buffer_events, heartbeat_s=heartbeat_s)
+        await nursery.start(hub.run)
+        yield hub
+        nursery.cancel_scope.cancel()
+
+
+def _check_publishable(draft: Draft) -> None:
+    event, key = draft.event, draft.key
+    if event.id is not None:
+        raise InvalidEvent("the journal gives an event its id: publish it without one")
+    if event.retry is not None:
+        raise InvalidEvent("retry belongs to a stream, not to an event: publish it without")
+    if event.type.startswith(RESERVED_PREFIX):
+        raise InvalidEvent(f"event types that begin with {RESERVED_PREFIX} are the hub's own: use another name")
+    if len(event.data) > MAX_DATA or (not event.data.isascii() and len(event.data.encode()) > MAX_DATA):
+        raise TooLarge(f"the event holds more than {MAX_DATA} bytes of data")
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+        raise InvalidEvent(f"a key is 1 to {MAX_KEY} printable characters")

@@ -1,0 +1,33 @@
+"""Journals: every event in its place. One contract, several ways to keep it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from ..errors import JournalUnusable
+from .contract import Follower, Journal, JournalStatistics, Page, Retention
+from .memory import open_memory
+from .sqlite import open_sqlite
+
+__all__ = ["Follower", "Journal", "JournalStatistics", "Page", "Retention", "open_journal"]
+
+
+def open_journal(
+    url: str, *, retention: Retention | None = None, clock: Callable[[], float] = time.time
+) -> AbstractAsyncContextManager[Journal]:
+    """Open the journal a URL names, for the length of an ``async with`` block.
+
+    ``memory:`` lives in the process; ``sqlite:PATH`` in a file, made when it is missing.
+
+    Raises:
+      JournalUnusable: there is no such kind of journal, or (on entering the block) it cannot be opened.
+    """
+    retention = retention or Retention()
+    kind, _, path = url.partition(":")
+    if kind == "memory" and not path:
+        return open_memory(retention, clock)
+    if kind == "sqlite" and path:
+        return open_sqlite(path, retention, clock)
+    raise JournalUnusable(f"there is no journal {url!r}: use memory: or sqlite:PATH")

@@ -1,0 +1,218 @@
+"""What every journal promises, and the parts all of them share.
+
+A journal is the only door to a hub's subscribers: it gives each event a place, and hands the places out in
+order. The promise everything above rests on: **IDs become visible in increasing order**. Once a reader or a
+follower has seen an ID, nothing smaller appears.
+
+:mod:`trio_sse.testing` exports the tests of this contract, to run against a journal of your own.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import trio
+
+from ..event import ORIGIN, EventID
+from ..record import Draft, Record
+from ..topic import Selector
+
+BACKLOG_BYTES = 1024 * 1024
+"""How far a follower may fall behind before publishers wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a journal keeps: so many events of each topic, so many seconds, so many bytes of frames in all."""
+
+    events: int = 1_000
+    seconds: float = 7 * 24 * 3600
+    bytes: int = 256 * 1024 * 1024
+
+
+class Page(NamedTuple):
+    """A piece of history."""
+
+    records: Sequence[Record]
+    floor: EventID
+    """The floor of the selectors, read in the same instant as the records."""
+    more: bool
+    """Whether there may have been more to read in that instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatistics:
+    """How much a journal holds now."""
+
+    events: int
+    bytes: int
+    topics: int
+    last_event_id: EventID | None
+
+
+class Journal(abc.ABC):
+    """Events in their places.
+
+    A *floor* is the highest ID that was removed from any topic some selectors choose: a cursor below it has
+    missed something for good. Floors are per topic, so a busy topic says nothing about a quiet one. When a
+    topic is itself forgotten, one coarse floor stands for all the forgotten. A fresh journal's coarse floor is
+    :attr:`born`, so a cursor from an earlier life is below it.
+    """
+
+    def __init__(self, retention: Retention, clock: Callable[[], float] = time.time) -> None:
+        self.retention = retention
+        self.followers: set[Follower] = set()
+        self._clock = clock
+        self._last = ORIGIN  # the highest ID or position given so far
+        self.tail = ORIGIN
+        """The highest ID that is visible."""
+        self.born = ORIGIN
+        """The position at which this life of the journal began."""
+
+    # -- what each journal does in its own way ------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def append(self, drafts: Sequence[Draft]) -> list[EventID]:
+        """Give every draft a place, all or none; returns their IDs, which increase.
+
+        When it returns, they are kept as well as this journal keeps anything. May wait for followers that are
+        behind. If it is cancelled, the drafts have either all been appended or never will be.
+
+        Raises:
+          JournalError: nothing was kept; trying again later may help.
+        """
+
+    @abc.abstractmethod
+    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+        """The oldest records after ``after`` whose topics the selectors choose, in order; at most ``limit``."""
+
+    @abc.abstractmethod
+    async def floor(self, selectors: Sequence[Selector]) -> EventID:
+        """The highest ID that was removed from any topic the selectors choose."""
+
+    @abc.abstractmethod
+    async def last_event_id(self, topic: str) -> EventID | None:
+        """The ID of the newest event kept of one topic."""
+
+    @abc.abstractmethod
+    async def trim(self) -> None:
+        """Remove what retention no longer allows; appending does this too, for what it adds."""
+
+    @abc.abstractmethod
+    def statistics(self) -> JournalStatistics:
+        """How much is held now."""
+
+    @abc.abstractmethod
+    async def secret(self, name: str, fresh: str) -> str:
+        """A value kept as long as the journal itself: ``fresh`` the first time, the same ever after."""
+
+    # -- what they share ----------------------------------------------------------------------------------
+
+    def follow(self) -> Follower:
+        """Begin to follow: every record that becomes visible from now on, in order, none left out."""
+        follower = Follower(self)
+        self.followers.add(follower)
+        return follower
+
+    def position(self) -> EventID:
+        """A cursor at this moment: after every event so far, before every event to come.
+
+        No event ever has it. The clock may stand still or go back; IDs and positions do not.
+        """
+        now, last = self.now_ms(), self._last
+        if now > last.ms:
+            self._last = EventID(now, 0)
+        elif last.seq > 0:
+            self._last = EventID(last.ms + 1, 0)
+        return self._last
+
+    def gave(self, cursor: EventID) -> bool:
+        """Whether this journal may have given the cursor: it is not ahead of all it has said."""
+        if cursor <= self.tail:
+            return True
+        return cursor.seq == 0 and cursor.ms <= max(self._last.ms, self.now_ms())
+
+    def now_ms(self) -> int:
+        """The wall clock in whole milliseconds."""
+        return int(self._clock() * 1000)
+
+    def oldest_ms(self) -> float:
+        """The age limit as a time: what is older goes."""
+        return (
+            -math.inf if math.isinf(self.retention.seconds) else self.now_ms() - self.retention.seconds * 1000
+        )
+
+    def write(self, drafts: Sequence[Draft]) -> list[Record]:
+        """Give each draft the next ID."""
+        now = self.now_ms()
+        records = []
+        for draft in drafts:
+            self._last = self._last.next(now)
+            records.append(Record.write(self._last, draft))
+        return records
+
+    def publish(self, records: Sequence[Record]) -> None:
+        """Make records visible to the followers, and move the tail."""
+        if records:
+            self.tail = records[-1].id
+            for follower in self.followers:
+                follower.feed(records)
+
+    async def wait_room(self) -> None:
+        """Wait until no follower is far behind. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while behind := [follower for follower in self.followers if follower.backlog > BACKLOG_BYTES]:
+            await behind[0].drained.wait()
+
+
+class Follower:
+    """One reader of everything, in batches; a context manager that stops following when it is left."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.backlog = 0
+        self.drained = trio.Event()
+        self._journal = journal
+        self._waiting: deque[Record] = deque()
+        self._arrived = trio.Event()
+
+    def feed(self, records: Sequence[Record]) -> None:
+        """Take records; they wait here until :meth:`receive` hands them on."""
+        self._waiting.extend(records)
+        self.backlog += sum(len(record.frame) for record in records)
+        self._arrived.set()
+
+    async def receive(self, max_bytes: int = 64 * 1024) -> list[Record]:
+        """Wait for records; all that are there, up to ``max_bytes`` of frames, at least one.
+
+        If this is cancelled, no record is lost.
+        """
+        while not self._waiting:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        batch: list[Record] = []
+        size = 0
+        while self._waiting and (not batch or size + len(self._waiting[0].frame) <= max_bytes):
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].frame)
+        self.backlog -= size
+        if self.backlog <= BACKLOG_BYTES:
+            self.drained.set()
+            self.drained = trio.Event()
+        return batch
+
+    def close(self) -> None:
+        """Stop following; nobody waits for this follower any more."""
+        self._journal.followers.discard(self)
+        self.drained.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

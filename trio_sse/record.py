@@ -1,0 +1,63 @@
+"""What leaves the journal: an event in its place, as bytes, and the hole where there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from . import wire
+from .event import Event, EventID
+
+RESERVED_PREFIX = "trio-sse."
+"""Event types of our own begin so; publishers may not use it."""
+
+GapReason = Literal["trimmed", "restarted", "ahead", "unknown"]
+"""Why a journal cannot give what came after a cursor: retention removed it; the cursor is older than this
+life of the journal; it is newer than anything the journal gave; it is no cursor at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An event on its way into the journal. ``key`` names what it is the newest value of, if anything."""
+
+    topic: str
+    event: Event
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An event in its place in the journal, encoded once and shared by every subscriber.
+
+    ``frame`` is the whole block as :func:`trio_sse.wire.encode` writes it, with the journal's ID in it.
+    """
+
+    id: EventID
+    topic: str
+    frame: bytes
+    key: str | None = None
+
+    @classmethod
+    def write(cls, id: EventID, draft: Draft) -> Self:
+        """The one place where an event of the journal becomes bytes."""
+        return cls(id, draft.topic, wire.encode(replace(draft.event, id=str(id))), draft.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole in what a subscriber receives, told at its place.
+
+    ``requested`` is the cursor as it was given, cut to 64 characters; ``resumed_from`` is the position
+    after which everything the journal keeps follows.
+    """
+
+    requested: str
+    resumed_from: EventID
+    reason: GapReason
+
+    @property
+    def frame(self) -> bytes:
+        """The event ``trio-sse.gap``, whose ``id`` moves a browser's cursor on, so that it is told once."""
+        told = {"requested": self.requested, "resumed_from": str(self.resumed_from), "reason": self.reason}
+        return wire.encode(Event(json.dumps(told), type=RESERVED_PREFIX + "gap", id=str(self.resumed_from)))

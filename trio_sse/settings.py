@@ -1,0 +1,108 @@
+"""All settings, from the environment, validated at once; every default just works."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .auth import Authority
+from .errors import InvalidInput
+
+PREFIX = "TRIO_SSE_"
+
+Right = Literal["publish", "subscribe"]
+
+
+def _check_origin(origin: str) -> str:
+    if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+        raise ValueError(f"{origin!r} is not an origin such as https://app.example: scheme and host, no path")
+    return origin
+
+
+class Settings(BaseSettings):
+    """What the operator may choose. Each field is the variable ``TRIO_SSE_`` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    journal: str = Field("sqlite:trio_sse.db", description="`memory:` or `sqlite:PATH`: where events are kept")
+    jwt_key: SecretStr | None = Field(
+        None, description="HMAC secret or PEM public key that tokens are checked with; none: *development mode*"
+    )
+    jwt_algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"] = Field(
+        "HS256", description="how tokens are signed: `HS256`, `RS256`, `ES256` or `EdDSA`"
+    )
+    jwt_audience: str | None = Field(None, description="if given, a token's `aud` must name it")
+    jwt_issuer: str | None = Field(None, description="if given, a token's `iss` must be it")
+    anonymous: Annotated[frozenset[Right] | None, NoDecode] = Field(
+        None,
+        description="what a caller without a token may do on public topics: `publish`, `subscribe` or both, "
+        "separated by a comma; in development mode both",
+    )
+    query_token: bool = Field(False, description="also accept a token as `?token=`, where nothing better can be done")
+    allow_origins: Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode] = Field(
+        (), description="origins whose pages may read and publish (CORS), separated by commas"
+    )
+    retention_events: int = Field(1_000, ge=1, description="events kept of each topic")
+    retention_seconds: float = Field(7 * 24 * 3600, gt=0, description="seconds for which an event is kept")
+    retention_bytes: int = Field(256 * 1024 * 1024, ge=1, description="bytes of events kept in all")
+    heartbeat_s: float = Field(15, gt=0, description="seconds that a stream is silent at the longest")
+    write_timeout_s: float = Field(20, gt=0, description="seconds for which a client may take no byte")
+    drain_s: float = Field(5, ge=0, description="seconds for goodbyes when the server is stopped")
+    buffer_events: int = Field(256, ge=1, description="events that wait for a slow client in memory")
+
+    @field_validator("anonymous", "allow_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+        return value
+
+    @model_validator(mode="after")
+    def _check_key(self) -> Self:
+        if self.jwt_key is not None:
+            try:
+                self.authority(self.jwt_key.get_secret_value())
+            except InvalidInput as error:
+                raise ValueError(f"{PREFIX}JWT_KEY: {error}") from None
+        elif self.jwt_algorithm != "HS256":
+            raise ValueError(f"{PREFIX}JWT_KEY: {self.jwt_algorithm} needs a PEM public key")
+        return self
+
+    @property
+    def development(self) -> bool:
+        """No key was given: anyone may read and publish public topics, and guests may sign in."""
+        return self.jwt_key is None
+
+    def authority(self, key: str) -> Authority:
+        """Who checks tokens, with this key.
+
+        Raises:
+          InvalidInput: the key does not fit the algorithm.
+        """
+        anonymous = self.anonymous
+        if anonymous is None:
+            anonymous = frozenset[Right](("publish", "subscribe") if self.development else ())
+        return Authority(
+            key,
+            self.jwt_algorithm,
+            audience=self.jwt_audience,
+            issuer=self.jwt_issuer,
+            anonymous=anonymous,
+        )
+
+
+def load_settings() -> Settings:
+    """The settings, or the end: a wrong one exits with a line that names the variable and says what it takes.
+
+    Raises:
+      SystemExit: with that line.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = PREFIX + str(fault["loc"][0]).upper() + ": " if fault["loc"] else ""
+        message = fault["msg"].removeprefix("Value error, ")
+        raise SystemExit(f"trio_sse: {name}{message}") from None

@@ -1,0 +1,296 @@
+"""A source of events as an HTTP response, in any framework.
+
+:class:`EventStream` is two things. To Quart it is a response without time limit whose body is the stream. To
+everybody else it is an ASGI application, so a Starlette endpoint may return it and a mount may hold it.
+
+Its source is a :class:`~trio_sse.subscription.Subscription`, or any async iterable of events, above all a
+``MemoryReceiveChannel``: the progress of a job, the tokens of a language model. Then IDs, if any, are the caller's
+own, and there is no resuming.
+
+One task carries a stream: it waits for something to send, and sends it. A heartbeat and a goodbye come from
+elsewhere, by cancelling the wait, which loses nothing; while bytes are on their way there is no wait, so
+a stream with unsent bytes gets no heartbeat. (A foreign source may not be cancelled in mid-step, so it is read
+by a task of its own.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import trio
+from quart import has_request_context, request
+from quart.wrappers.response import ResponseBody
+from quart_trio.wrappers import TrioResponse
+
+from . import server, wire
+from .broadcast import EndReason
+from .event import Event
+from .record import RESERVED_PREFIX
+from .subscription import Subscription
+
+RETRY_MS = 2000
+"""The reconnection time a stream opens with, in milliseconds."""
+
+CHUNK_BYTES = 64 * 1024
+"""What waits is sent together, up to about so many bytes."""
+
+SPREAD_MS_PER_STREAM = 2
+"""When many streams end at once, each adds so much to the span over which they come back."""
+
+Message = MutableMapping[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where a stream's frames come from: a subscription, or the adapter round a foreign source."""
+
+    ended: EndReason | None
+
+    async def receive(self) -> Framed: ...
+    def receive_nowait(self) -> Framed: ...
+    def written(self) -> None: ...
+
+
+class Framed(Protocol):
+    """Anything that is bytes already."""
+
+    @property
+    def frame(self) -> bytes: ...
+
+
+class EventStream(TrioResponse):
+    """The events of a source, as a response that lasts as long as they do (WHATWG HTML § 9.2).
+
+    ``retry_ms`` is the reconnection time a client is given; ``heartbeat_s`` the longest silence of a foreign
+    source's stream (a subscription's hub beats for it); ``expires_in_s`` ends the stream that many seconds
+    from now, with a goodbye. ``headers`` are added to the response's.
+
+    The source is entered, if it is a subscription, and closed, if it has ``aclose``, by the stream. When the
+    client leaves, the stream is cancelled: the source is let go of, and nothing waits.
+    """
+
+    def __init__(
+        self,
+        source: Subscription | AsyncIterable[Event],
+        *,
+        retry_ms: int = RETRY_MS,
+        heartbeat_s: float = 15.0,
+        expires_in_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.body = StreamBody(source, retry_ms=retry_ms, heartbeat_s=heartbeat_s, expires_in_s=expires_in_s)
+        bodiless = has_request_context() and request.method == "HEAD"
+        super().__init__(None if bodiless else self.body, content_type=wire.CONTENT_TYPE)
+        self.timeout = None
+        self.headers["Cache-Control"] = "no-store"
+        self.headers["X-Accel-Buffering"] = "no"
+        if isinstance(source, Subscription) and source.located:
+            self.headers["Last-Event-ID"] = str(source.cursor)
+        self.headers.update(headers or {})
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        """Serve one request as an ASGI application."""
+        if isinstance(self.body.source, Subscription):
+            self.headers["Last-Event-ID"] = str(await self.body.source.locate())
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        if scope["method"] != "HEAD":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
+                async with self.body as chunks:
+                    async for chunk in chunks:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                nursery.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _cancel_on_disconnect(receive: Callable[[], Awaitable[Message]], scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+class StreamBody(ResponseBody):
+    """The bytes of a stream; used as Quart uses a body, in one task."""
+
+    def __init__(
+        self,
+        source: Subscription | AsyncIterable[Event],
+        *,
+        retry_ms: int,
+        heartbeat_s: float,
+        expires_in_s: float | None,
+    ) -> None:
+        self.source = source
+        self._retry_ms = retry_ms
+        self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s
+        self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
+        self._frames: Source
+        self._streams: dict[Any, None] = {}
+        self._opened = False
+        self._reason: EndReason | None = None
+        self._finished = False
+        self._wait: trio.CancelScope | None = None
+        self._resources = AsyncExitStack()
+
+    # -- what a hub may do to it --------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Send a heartbeat, unless bytes are on their way already."""
+        if self._wait is not None:
+            self._wait.cancel()
+
+    def end(self, reason: EndReason) -> None:
+        """Say goodbye and finish; a write that is under way is finished first."""
+        self._reason = self._reason or reason
+        if self._wait is not None:
+            self._wait.cancel()
+
+    # -- what a response does with it ---------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        source: AbstractAsyncContextManager[Source]
+        if isinstance(self.source, Subscription):
+            source = self.source
+            self._streams = self.source.desk.streams
+        else:
+            source = _Foreign(self.source, self.end)
+        self._frames = await self._resources.enter_async_context(source)
+        self._streams[self] = None
+        if isinstance(self.source, Subscription) and self.source.desk.ending is not None:
+            self.end(self.source.desk.ending)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._streams.pop(self, None)
+        await self._resources.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next bytes to send, when there are any: everything that waits, or a heartbeat, or the goodbye."""
+        if self._finished:
+            raise StopAsyncIteration
+        if not self._opened:
+            self._opened = True
+            return b"".join([self._opening(), *self._waiting()])
+        self._frames.written()
+        try:
+            first = await self._receive()
+        except trio.EndOfChannel:
+            self._reason = self._reason or self._frames.ended
+            if self._reason is None:
+                raise StopAsyncIteration from None
+        if self._reason is not None:
+            self._finished = True
+            return self._goodbye(self._reason)
+        if first is None:
+            return wire.HEARTBEAT
+        return b"".join([first.frame, *self._waiting()])
+
+    def _opening(self) -> bytes:
+        position = self.source.opening_position if isinstance(self.source, Subscription) else None
+        return wire.opening(self._retry_ms, None if position is None else str(position))
+
+    async def _receive(self) -> Framed | None:
+        """Wait for a frame; none when it is time for a heartbeat, or for the goodbye whose reason then stands."""
+        if self._reason is not None:
+            return None
+        deadline = min(self._expires_at, trio.current_time() + self._heartbeat_s)
+        try:
+            with trio.CancelScope(deadline=deadline) as self._wait:
+                return await self._frames.receive()
+        finally:
+            self._wait = None
+            if trio.current_time() >= self._expires_at:
+                self._reason = self._reason or "expired"
+        return None
+
+    def _waiting(self) -> list[bytes]:
+        frames: list[bytes] = []
+        size = 0
+        try:
+            while size < CHUNK_BYTES and self._reason is None:
+                frames.append(self._frames.receive_nowait().frame)
+                size += len(frames[-1])
+        except (trio.WouldBlock, trio.EndOfChannel):
+            pass
+        return frames
+
+    def _goodbye(self, reason: EndReason) -> bytes:
+        span = max(1000, SPREAD_MS_PER_STREAM * len(self._streams))
+        retry = self._retry_ms + random.randrange(span)
+        return wire.encode(Event(json.dumps({"reason": reason}), type=RESERVED_PREFIX + "goodbye", retry=retry))
+
+
+class _Encoded:
+    __slots__ = ("frame",)
+
+    def __init__(self, event: Event) -> None:
+        self.frame = wire.encode(event)
+
+
+class _Foreign:
+    """Any async iterable of events as a source: a task reads it, one event ahead at the most."""
+
+    def __init__(self, events: AsyncIterable[Event], end: Callable[[EndReason], None]) -> None:
+        self.ended: EndReason | None = None
+        self._events = events
+        self._end = end
+        self._send, self._receive = trio.open_memory_channel[_Encoded](0)
+        self._nursery_manager = trio.open_nursery()
+
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._nursery_manager.__aenter__()
+        self._nursery.start_soon(self._read)
+        self._nursery.start_soon(self._watch_shutdown)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._nursery.cancel_scope.cancel()
+        await self._nursery_manager.__aexit__(kind, error, trace)
+        self._receive.close()
+
+    async def receive(self) -> _Encoded:
+        return await self._receive.receive()
+
+    def receive_nowait(self) -> _Encoded:
+        return self._receive.receive_nowait()
+
+    def written(self) -> None:
+        pass
+
+    async def _read(self) -> None:
+        try:
+            async for event in self._events:
+                await self._send.send(_Encoded(event))
+        except Exception:
+            log.exception("a stream's source failed; the stream is ended")
+            self.ended = "failed"
+        finally:
+            self._send.close()
+            if (aclose := getattr(self._events, "aclose", None)) is not None:
+                await aclose()
+
+    async def _watch_shutdown(self) -> None:
+        connection = server.current_connection.get()
+        if connection is not None:
+            await connection.context.terminated.wait()
+            self._end("shutdown")

@@ -1,0 +1,307 @@
+"""One subscriber's cursor: history, then live, joined by one comparison.
+
+Plan: read pages from the journal, unattached, until nothing more was there; attach an outlet; read once more from
+the cursor; only then take what the outlet was given. A record is handed on only if its ID is above the
+cursor, and the cursor only moves up. No hole, because attaching came before the last read; no echo, because
+of the comparison. It rests on the journal's promise that IDs become visible in increasing order.
+
+A subscriber whose channel ran full goes the same way from the start: read unattached, attach, read once more.
+(To catch up and attach *afterwards* would lose what is published between the two.)
+
+Each page says which IDs below it are gone for good. When that is above the cursor there is a hole, and a
+:class:`~trio_sse.record.Gap` stands at its place.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+import trio
+
+from .broadcast import Broadcaster, ChannelOutlet, EndReason
+from .errors import InvalidEventID
+from .event import ORIGIN, EventID
+from .journal import Journal, Page
+from .record import Gap, GapReason, Record
+from .topic import Selector
+
+PAGE = 256
+"""Most records in one page of history."""
+
+EARLIEST = "earliest"
+"""In place of a cursor: everything that is kept."""
+
+
+class Stream(Protocol):
+    """What carries a subscription to a client, as a hub sees it."""
+
+    def beat(self) -> None:
+        """Send a heartbeat, unless bytes are on their way already."""
+
+    def end(self, reason: EndReason) -> None:
+        """Say goodbye and finish."""
+
+
+@dataclass(slots=True)
+class Desk:
+    """What all subscriptions of one hub share."""
+
+    journal: Journal
+    broadcaster: Broadcaster
+    buffer_events: int
+    streams: dict[Stream, None] = field(default_factory=dict)
+    """The open streams; each is here from its first byte to its last."""
+    ending: EndReason | None = None
+    """Why no more streams are taken, once they are not."""
+    delivered: int = 0
+    gaps: int = 0
+
+
+class Subscription:
+    """The events of some topics from a cursor on; made by :meth:`Hub.subscribe`.
+
+    Use it as a context manager, and as an async iterator of ``Record | Gap``. Nothing is held before the block
+    is entered or after it is left. One task receives.
+    """
+
+    def __init__(self, desk: Desk, selectors: Sequence[Selector], last_event_id: str | None) -> None:
+        self.selectors = tuple(selectors)
+        self.requested = last_event_id
+        self.cursor = ORIGIN
+        """The ID or position after which :meth:`receive` goes on."""
+        self.ended: EndReason | None = None
+        """Why it was ended, once it was."""
+        self.desk = desk
+        self.located = False
+        """Whether :attr:`cursor` is where it really begins."""
+        self._ready: deque[Record | Gap] = deque()
+        self._newest = ORIGIN  # up to here the journal has been read
+        self._told_floor = ORIGIN  # holes below this have been told of
+        self._more = False  # whether the last page left something to read
+        self._outlet: ChannelOutlet | None = None
+        self._live = False  # nothing is left to read from the journal
+
+    # -- where to begin -----------------------------------------------------------------------------------
+
+    async def locate(self) -> EventID:
+        """Find out where it really begins; the position its first block and header name.
+
+        A cursor that cannot be honoured (too old, too new, or no cursor at all) becomes a gap, to be received
+        first. Attaches nothing, so it may be called, and forgotten, at any time; called again it does nothing.
+        If it is cancelled, nothing has happened.
+        """
+        if self.located:
+            return self.cursor
+        if self.requested is None:
+            await trio.lowlevel.checkpoint()
+            self.cursor = self._newest = self.desk.journal.position()
+        elif self.requested == EARLIEST:
+            page = await self._read(ORIGIN)
+            self._begin(page, _resumed_from(page, ORIGIN))
+        else:
+            await self._locate_cursor(self.requested)
+        self.located = True
+        return self.cursor
+
+    async def _locate_cursor(self, requested: str) -> None:
+        cursor, reason = self._judge(requested)
+        page = await self._read(cursor)
+        if reason is None and page.floor > cursor:
+            reason = "restarted" if cursor < self.desk.journal.born else "trimmed"
+        if reason is not None:
+            cursor = _resumed_from(page, cursor)
+            self._ready.append(Gap(requested[:64], cursor, reason))
+        self._begin(page, cursor)
+
+    def _judge(self, requested: str) -> tuple[EventID, GapReason | None]:
+        try:
+            cursor = EventID.parse(requested)
+        except InvalidEventID:
+            return ORIGIN, "unknown"
+        return (cursor, None) if self.desk.journal.gave(cursor) else (ORIGIN, "ahead")
+
+    def _begin(self, page: Page, cursor: EventID) -> None:
+        self.cursor = cursor
+        self._told_floor = page.floor
+        self._absorb(page)
+
+    @property
+    def opening_position(self) -> EventID:
+        """The cursor to tell a client before anything else is sent.
+
+        Where a gap comes first it is the cursor the client came with, or one that is as old as can be: should
+        the connection break before the gap has arrived, the gap is told again.
+        """
+        if self._ready and isinstance(gap := self._ready[0], Gap):
+            try:
+                return EventID.parse(gap.requested)
+            except InvalidEventID:
+                return ORIGIN
+        return self.cursor
+
+    # -- receiving ----------------------------------------------------------------------------------------
+
+    async def receive(self) -> Record | Gap:
+        """Wait for the next record, oldest first: history, then live.
+
+        If this is cancelled, the cursor has not moved and no record is lost.
+
+        Raises:
+          trio.EndOfChannel: the subscription was ended; :attr:`ended` says why.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            try:
+                item = self.receive_nowait()
+            except trio.WouldBlock:
+                await self._wait()
+                waited = True
+            else:
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return item
+
+    def receive_nowait(self) -> Record | Gap:
+        """The next record, if there is one without waiting.
+
+        Raises:
+          trio.WouldBlock: there is none, or the journal has to be read for it.
+          trio.EndOfChannel: the subscription was ended; :attr:`ended` says why.
+        """
+        if self.ended is not None:
+            raise trio.EndOfChannel
+        while self._ready:
+            if (item := self._take(self._ready.popleft())) is not None:
+                return item
+        while self._live and self._outlet is not None:
+            try:
+                record = self._outlet.receive_channel.receive_nowait()
+            except trio.EndOfChannel:
+                self._outlet_ended()
+            else:
+                self._outlet.taken(record)
+                if (item := self._take(record)) is not None:
+                    return item
+        raise trio.WouldBlock
+
+    def _take(self, item: Record | Gap) -> Record | Gap | None:
+        if isinstance(item, Gap):
+            self.cursor = max(self.cursor, item.resumed_from)
+            self.desk.gaps += 1
+        elif item.id > self.cursor:
+            self.cursor = item.id
+            self.desk.delivered += 1
+        else:
+            return None
+        return item
+
+    async def _wait(self) -> None:
+        """Wait for something to become ready; if it is cancelled, nothing has changed."""
+        if not self._live:
+            await self._read_on()
+            return
+        assert self._outlet is not None
+        try:
+            record = await self._outlet.receive_channel.receive()
+        except trio.EndOfChannel:
+            self._outlet_ended()
+        else:
+            self._outlet.taken(record)
+            self._ready.append(record)
+
+    def _outlet_ended(self) -> None:
+        """The broadcaster closed the outlet: for lagging, which is made good, or for good."""
+        assert self._outlet is not None
+        reason = self._outlet.reason
+        self._release()
+        if reason != "lagging":
+            self.ended = reason
+            raise trio.EndOfChannel
+
+    async def _read_on(self) -> None:
+        """Read the next page; after the last one attach, read once more, and be live."""
+        page = await self._read(self.cursor)
+        if page.floor > max(self.cursor, self._told_floor):
+            self._ready.append(Gap(str(self.cursor), _resumed_from(page, self.cursor), "trimmed"))
+            self._told_floor = page.floor
+        self._absorb(page)
+        if self._outlet is None:
+            self._attach()
+        elif not self._more:
+            self._live = True
+
+    async def _read(self, after: EventID) -> Page:
+        return await self.desk.journal.read(self.selectors, after, PAGE)
+
+    def _absorb(self, page: Page) -> None:
+        self._ready.extend(page.records)
+        self._newest = page.records[-1].id if page.records else self.cursor
+        self._more = page.more
+
+    def _attach(self) -> None:
+        """Attach, unless there is more to read first."""
+        if self._more:
+            return
+        self._outlet = ChannelOutlet(self.selectors, self.desk.buffer_events)
+        self.desk.broadcaster.attach(self._outlet)
+        # The common case spares the read once more: nothing at all became visible since the last.
+        self._live = self.desk.journal.tail <= self._newest
+
+    # -- its length ---------------------------------------------------------------------------------------
+
+    def written(self) -> None:
+        """Everything received so far has left for the client; for the measure of latency."""
+        if self._outlet is not None:
+            self.desk.broadcaster.last_write.written(self._outlet, self.cursor)
+
+    def end(self, reason: EndReason) -> None:
+        """End it, from any task: :meth:`receive` raises ``EndOfChannel`` now and ever after."""
+        if self.ended is None:
+            self.ended = reason
+            if self._outlet is not None:
+                self.desk.broadcaster.detach(self._outlet, reason)
+
+    def _release(self) -> None:
+        self._live = False
+        if self._outlet is not None:
+            self.desk.broadcaster.detach(self._outlet, "ended")
+            self._outlet.receive_channel.close()
+            self._outlet = None
+
+    async def __aenter__(self) -> Self:
+        """Begin: from here on nothing published is missed."""
+        await self.locate()
+        self._attach()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of everything, without waiting for anything."""
+        self.end("ended")
+        self._release()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record | Gap:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+
+def _resumed_from(page: Page, cursor: EventID) -> EventID:
+    """The position that everything still kept after ``cursor`` follows.
+
+    That is the floor, unless another topic of the same subscriber keeps older records than that: those are
+    given too.
+    """
+    if page.records and page.records[0].id <= page.floor:
+        return max(cursor, EventID(page.records[0].id.ms, 0))
+    return max(cursor, page.floor)

@@ -1,0 +1,158 @@
+"""What a topic is, and the selectors that choose topics.
+
+A topic is ``/``-separated text, such as ``room/42``. In a selector ``*`` stands for one segment and a last
+``**`` for one or more. Topics under ``user/`` are private, so wildcards never reach them: only a selector
+that names one whole matches it.
+
+Matching walks both sides once, so no selector can be made expensive. Two selectors always meet in one selector
+or in none (:meth:`Selector.meet`): what a caller asked for, cut down to what its token allows, is again a
+plain set of selectors, and nothing behind the door needs to know of tokens.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+from urllib.parse import unquote_to_bytes
+
+from .errors import InvalidTopic
+
+MAX_TOPIC = 256
+"""Most bytes of UTF-8 in a topic or a selector."""
+
+PRIVATE = "user"
+"""The first segment of private topics: ``user/<sub>`` is somebody's own inbox."""
+
+_WILDCARDS = ("*", "**")
+
+
+def check_topic(text: str) -> str:
+    """The same text, if it is a topic.
+
+    Raises:
+      InvalidTopic: it is not; the message says which rule it breaks.
+    """
+    for segment in _segments("topic", text):
+        if segment in _WILDCARDS:
+            raise InvalidTopic(f"a topic has no wildcards: the segment {segment!r} belongs in a selector")
+    return text
+
+
+def topic_from_path(raw: bytes) -> str:
+    """The topic that a percent-encoded piece of a path names.
+
+    Takes the raw path because a router's decoding is lossy: it turns ``%ff`` and ``%fe`` into one character.
+    """
+    try:
+        return check_topic(unquote_to_bytes(raw).decode())
+    except UnicodeDecodeError:
+        raise InvalidTopic("the topic in the path is not percent-encoded UTF-8") from None
+
+
+def inbox(subject: str) -> str:
+    """The private topic of one subject."""
+    return f"{PRIVATE}/{subject}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A topic, or a pattern of topics, such as ``room/*``."""
+
+    text: str
+    exact: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a selector.
+
+        Raises:
+          InvalidTopic: it breaks a rule of topics, has ``**`` before its end, or has a wildcard under ``user/``.
+        """
+        segments = _segments("selector", text)
+        if "**" in segments[:-1]:
+            raise InvalidTopic("in a selector ** may only be the last segment")
+        exact = not any(segment in _WILDCARDS for segment in segments)
+        if segments[0] == PRIVATE and not exact:
+            raise InvalidTopic(f"wildcards never reach {PRIVATE}/: name the topic")
+        return cls(text, exact)
+
+    def matches(self, topic: str) -> bool:
+        """Whether this selector chooses the topic, in time linear in both."""
+        if self.exact:
+            return self.text == topic
+        mine, its = self.text.split("/"), topic.split("/")
+        if its[0] == PRIVATE and len(its) > 1:
+            return False
+        if mine[-1] == "**":
+            mine.pop()
+            if len(its) <= len(mine):
+                return False
+        elif len(its) != len(mine):
+            return False
+        return all(one in ("*", other) for one, other in zip(mine, its, strict=False))
+
+    def meet(self, other: Selector) -> Selector | None:
+        """The selector of exactly the topics both choose, if there are any."""
+        if self.exact or other.exact:
+            one, many = (self, other) if self.exact else (other, self)
+            return one if many.matches(one.text) else None
+        mine, its = self.text.split("/"), other.text.split("/")
+        met: list[str] = []
+        for place in range(max(len(mine), len(its))):
+            if mine[place:] == ["**"] and its[place:]:
+                return _from_segments(met + its[place:])
+            if its[place:] == ["**"] and mine[place:]:
+                return _from_segments(met + mine[place:])
+            if place >= len(mine) or place >= len(its):
+                return None
+            if mine[place] != its[place] and "*" not in (mine[place], its[place]):
+                return None
+            met.append(its[place] if mine[place] == "*" else mine[place])
+        return _from_segments(met)
+
+
+def parse_selectors(texts: Iterable[str]) -> tuple[Selector, ...]:
+    """Several selectors, each once, in the order given."""
+    return tuple(dict.fromkeys(map(Selector.parse, texts)))
+
+
+def meet_all(asked: Iterable[Selector], allowed: Iterable[Selector]) -> tuple[Selector, ...]:
+    """The selectors of exactly the topics that are both asked for and allowed; each once."""
+    allowed = tuple(allowed)
+    met = (one.meet(other) for one in asked for other in allowed)
+    return tuple(dict.fromkeys(selector for selector in met if selector is not None))
+
+
+def matching(selectors: Iterable[Selector], topic: str) -> bool:
+    """Whether any of the selectors chooses the topic."""
+    return any(selector.matches(topic) for selector in selectors)
+
+
+def _from_segments(segments: list[str]) -> Selector:
+    text = "/".join(segments)
+    return Selector(text, exact=not any(segment in _WILDCARDS for segment in segments))
+
+
+@lru_cache(maxsize=4096)
+def _segments(what: str, text: str) -> tuple[str, ...]:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidTopic(f"the {what} holds half of a surrogate pair, which UTF-8 cannot say") from None
+    if not text:
+        raise InvalidTopic(f"the {what} is empty: name one, such as lobby or room/42")
+    if size > MAX_TOPIC:
+        raise InvalidTopic(f"the {what} has {size} bytes; {MAX_TOPIC} are allowed")
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
+            raise InvalidTopic(f"the {what} holds U+{ord(character):04X}, a control or format character")
+    if not unicodedata.is_normalized("NFC", text):
+        raise InvalidTopic(f"the {what} is not in Unicode normal form C: normalise it first")
+    segments = tuple(text.split("/"))
+    for segment in segments:
+        if segment in ("", ".", ".."):
+            raise InvalidTopic(f"the {what} has the segment {segment!r}: every segment needs a name")
+    return segments

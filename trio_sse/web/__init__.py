@@ -1,0 +1,151 @@
+"""The hub over HTTP: its lifetime, its routes, its errors, and the board."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from datetime import timedelta
+
+import trio
+from quart import Request as QuartRequest
+from quart_cors import cors
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from .. import server
+from ..auth import Authority, Grant
+from ..errors import HubFailed, JournalUnusable, TrioSSEError
+from ..hub import Hub, open_hub
+from ..journal import Retention
+from ..settings import PREFIX, Settings
+from ..wire import MAX_DATA
+from . import ops, page, problem, publish, session, subscribe
+from .caller import grant_of, hide_token
+from .connection import HTTPConnection, Request
+
+DEVELOPMENT_KEY = "development key"
+CORS_AGE = timedelta(hours=1)
+
+log = logging.getLogger(__name__)
+
+
+class TrioSSE(QuartTrio):
+    """The application: one hub for as long as the server lives."""
+
+    asgi_http_class = HTTPConnection
+    request_class = Request
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(__name__, static_folder=None)
+        self.settings = settings
+        self.metrics = ops.Metrics(self)
+        self._hub: Hub | None = None
+        self._authority: Authority | None = None
+
+    @property
+    def has_hub(self) -> bool:
+        """Whether the hub has been opened."""
+        return self._hub is not None
+
+    @property
+    def hub(self) -> Hub:
+        """The hub; there is one from start-up on."""
+        if self._hub is None:
+            raise HubFailed("the hub is not open: it opens when the server starts the application's lifespan")
+        return self._hub
+
+    @property
+    def authority(self) -> Authority:
+        """Who checks tokens."""
+        if self._authority is None:
+            raise HubFailed("the hub is not open: it opens when the server starts the application's lifespan")
+        return self._authority
+
+    @property
+    def guests_allowed(self) -> bool:
+        """Whether a display name is enough to sign in."""
+        anonymous = self.authority.anonymous()
+        return self.authority.symmetric and bool(anonymous.publish or anonymous.subscribe)
+
+    def grant(self, request: QuartRequest) -> Grant:
+        """What the sender of a request may do.
+
+        Raises:
+          InvalidToken: it came with a token that does not hold.
+        """
+        return grant_of(request, self.authority, query_token=self.settings.query_token)
+
+    async def keep_hub(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hold the hub open. If it breaks, its streams have been ended; end this worker, for a fresh one to start."""
+        settings = self.settings
+        retention = Retention(settings.retention_events, settings.retention_seconds, settings.retention_bytes)
+        try:
+            async with open_hub(
+                settings.journal,
+                retention=retention,
+                buffer_events=settings.buffer_events,
+                heartbeat_s=settings.heartbeat_s,
+            ) as hub:
+                await self._open_door(hub)
+                task_status.started()
+                await server.wait_shutdown()
+                hub.end_streams("shutdown")
+                await trio.sleep_forever()
+        except* JournalUnusable as group:
+            server.give_up(str(group.exceptions[0]))
+        except* Exception:
+            log.exception("the hub failed; its streams are ended, and this worker ends for a fresh one")
+            await server.end_worker()
+
+    async def _open_door(self, hub: Hub) -> None:
+        key = self.settings.jwt_key
+        if key is not None:
+            self._authority = self.settings.authority(key.get_secret_value())
+        else:
+            fresh = secrets.token_urlsafe(48)
+            self._authority = self.settings.authority(await hub.journal.secret(DEVELOPMENT_KEY, fresh))
+            log.warning(
+                "trio_sse runs in DEVELOPMENT MODE: anyone may read and publish every public topic, because "
+                "%sJWT_KEY is not set",
+                PREFIX,
+            )
+        self._hub = hub
+        self.metrics.watch_latency()
+
+
+def create_app(settings: Settings) -> TrioSSE:
+    """The application of some settings, for Hypercorn's Trio worker; mends that worker in this process."""
+    server.guard_hypercorn(write_timeout_s=settings.write_timeout_s, drain_s=settings.drain_s)
+    app = TrioSSE(settings)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_DATA
+    app.url_map.merge_slashes = False
+    for room in (subscribe, publish, session, ops, page):
+        room.add_routes(app)
+    app.register_error_handler(TrioSSEError, problem.from_own)
+    app.register_error_handler(HTTPException, problem.from_http)
+    app.register_error_handler(Exception, problem.from_bug)
+
+    @app.before_serving
+    async def open_for_service() -> None:
+        app.nursery.start_soon(server.watch_parent)
+        await app.nursery.start(app.keep_hub)
+
+    if settings.query_token:
+
+        @app.teardown_request
+        async def forget_token(_: BaseException | None) -> None:
+            from quart import request
+
+            hide_token(request.scope)
+
+    if settings.allow_origins:
+        app = cors(
+            app,
+            allow_origin=settings.allow_origins,
+            allow_credentials=True,
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+            expose_headers=["Last-Event-ID", "Idempotency-Replayed"],
+            max_age=CORS_AGE,
+        )
+    return app

@@ -1,0 +1,76 @@
+"""For the operator: ``/healthz`` (alive), ``/readyz`` (able to serve), ``/metrics`` (Prometheus text)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from quart import Response
+
+from ..event import EventID
+from . import problem
+
+if TYPE_CHECKING:
+    from . import TrioSSE
+
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+def add_routes(app: TrioSSE) -> None:
+    """Serve the three."""
+
+    @app.get("/healthz")
+    async def alive() -> Response:
+        return Response("alive\n", content_type="text/plain")
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        if app.hub.failed or app.hub.ending is not None:
+            return problem.respond(503, f"the hub takes no streams: {app.hub.ending}")
+        return Response("ready\n", content_type="text/plain")
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(app.metrics.registry), content_type=CONTENT_TYPE_LATEST)
+
+
+class Metrics(Collector):
+    """What Prometheus is told: read from the hub when it asks, so that counting costs nothing more."""
+
+    def __init__(self, app: TrioSSE) -> None:
+        self._app = app
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self._latency = Histogram(
+            "trio_sse_publish_to_last_write_seconds",
+            "From an event's place in the journal to its last subscriber's write, of about one event a second.",
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def watch_latency(self) -> None:
+        """Begin to observe latencies of the app's hub."""
+        journal = self._app.hub.journal
+
+        def observe(id: EventID) -> None:
+            self._latency.observe(max(0, journal.now_ms() - id.ms) / 1000)
+
+        self._app.hub.broadcaster.last_write.observe = observe
+
+    def collect(self) -> Iterator[Metric]:
+        """One metric a line of the hub's statistics."""
+        if not self._app.has_hub:
+            return
+        now = self._app.hub.statistics()
+        yield GaugeMetricFamily("trio_sse_streams", "Open streams.", now.streams)
+        yield CounterMetricFamily("trio_sse_published", "Events published.", now.published)
+        yield CounterMetricFamily("trio_sse_delivered", "Events handed to subscribers.", now.delivered)
+        yield CounterMetricFamily("trio_sse_lagging", "Times a subscriber's channel ran full.", now.lagging)
+        yield CounterMetricFamily("trio_sse_gaps", "Gaps told to subscribers.", now.gaps)
+        yield GaugeMetricFamily("trio_sse_journal_events", "Events kept.", now.journal.events)
+        yield GaugeMetricFamily("trio_sse_journal_bytes", "Bytes of events kept.", now.journal.bytes)
+        yield GaugeMetricFamily("trio_sse_journal_topics", "Topics with events.", now.journal.topics)

@@ -1,0 +1,65 @@
+"""Errors as ``application/problem+json`` (RFC 9457), each with a ``detail`` that a person can act on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from quart import Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
+
+from ..errors import TrioSSEError
+from ..wire import MAX_DATA
+
+RETRY_AFTER_S = 1
+"""What a client is told to wait when the fault is ours and may pass."""
+
+log = logging.getLogger(__name__)
+
+
+def problem(status: int, detail: str) -> dict[str, Any]:
+    """The members of a problem, for a body of its own or a line of ndjson."""
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+
+
+def respond(status: int, detail: str) -> Response:
+    """A problem as a response."""
+    response = Response(json.dumps(problem(status, detail)) + "\n", status, content_type="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+async def from_own(error: TrioSSEError) -> Response:
+    """Our own errors know their status."""
+    return respond(error.status_hint, str(error))
+
+
+async def from_http(error: HTTPException) -> Response:
+    """What Quart and Werkzeug raise, said in our words where they have none."""
+    status = error.code or 500
+    detail = error.description or HTTPStatus(status).phrase
+    if isinstance(error, NotFound):
+        detail = "there is nothing at this path: the hub is at /events and /topics/<topic>, the board at /"
+    elif isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or ()))
+        detail = f"{request.method} means nothing here: use {allowed}"
+    elif isinstance(error, RequestEntityTooLarge):
+        detail = f"the body holds more than {MAX_DATA} bytes: publish less at once, or a stream of events"
+    elif isinstance(error, RequestTimeout):
+        detail = "the body did not come: send it within a minute"
+    response = respond(status, detail)
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+    return response
+
+
+async def from_bug(error: Exception) -> Response:
+    """What nobody expected: the log has it, the client is told no more than that."""
+    log.error("a request to %s failed", request.path, exc_info=error)
+    return respond(500, "the server made a mistake, which is in its log")

@@ -1,0 +1,220 @@
+"""``POST /topics/<topic>``: publish one event, or a stream of them; ``GET`` the same: what is known of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Never
+
+from quart import Response, request
+from quart.wrappers.response import ResponseBody
+from werkzeug.routing import BaseConverter
+
+from ..errors import InvalidEvent, InvalidInput, TrioSSEError
+from ..event import DEFAULT_TYPE, Event, EventID
+from ..topic import Selector, topic_from_path
+from ..wire import CONTENT_TYPE, Decoder
+from .caller import parameters
+from .connection import Disconnected, Incoming
+from .problem import problem
+
+if TYPE_CHECKING:
+    from ..hub import Hub
+    from . import TrioSSE
+
+PREFIX = b"/topics/"
+PLAIN_TYPES = ("", "text/plain", "application/x-www-form-urlencoded")  # the last is what curl -d says
+ACKNOWLEDGEMENTS = "application/x-ndjson"
+
+
+class AnyPath(BaseConverter):
+    """Everything behind a prefix, also what is empty or begins with a slash: the topic's own rules judge it."""
+
+    regex = ".*"
+    part_isolating = False
+
+
+def add_routes(app: TrioSSE) -> None:
+    """Serve ``/topics/<topic>``."""
+    app.url_map.converters["any"] = AnyPath
+
+    @app.post("/topics/<any:_topic>")
+    async def publish(_topic: str) -> Response:
+        topic = _topic_of_request()
+        grant = app.grant(request)
+        grant.check_publish(topic)
+        values = parameters(request)
+        type, key = _one(values, "event"), _one(values, "key")
+        if request.mimetype == CONTENT_TYPE:
+            if type is not None or key is not None:
+                raise InvalidInput("a stream says the type of each event itself: leave event and key out")
+            assert isinstance(incoming := getattr(request, "incoming", None), Incoming)
+            acknowledgements = _Acknowledgements(app.hub, topic, incoming)
+            await acknowledgements.begin()
+            response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
+            response.timeout = None
+            return response
+        event = Event(_text(await request.get_data(), request.mimetype), type=DEFAULT_TYPE if type is None else type)
+        id = await app.hub.publish(topic, event, key=key)
+        return _json({"id": str(id), "topic": topic, "subscribers": app.hub.subscribers(topic)}, 201)
+
+    @app.get("/topics/<any:_topic>")
+    async def information(_topic: str) -> Response:
+        topic = _topic_of_request()
+        (selector,) = app.grant(request).readable([Selector.parse(topic)])
+        last, floor = await app.hub.journal.last_event_id(topic), await app.hub.journal.floor([selector])
+        told = {
+            "topic": topic,
+            "subscribers": app.hub.subscribers(topic),
+            "floor": str(floor),
+            "last_event_id": None if last is None else str(last),
+        }
+        return _json(told, 200)
+
+
+def _topic_of_request() -> str:
+    """The topic, from the path as it came over the wire."""
+    raw: bytes = request.scope["raw_path"]
+    return topic_from_path(raw[raw.index(PREFIX) + len(PREFIX) :])
+
+
+def _one(values: dict[str, list[str]], name: str) -> str | None:
+    given = values.get(name, [])
+    if len(given) > 1:
+        raise InvalidInput(f"{name} is given {len(given)} times: give it once")
+    return given[0] if given else None
+
+
+def _text(body: bytes, mimetype: str) -> str:
+    """The data that a body of this type means.
+
+    Raises:
+      InvalidEvent: it is not UTF-8, or not the JSON it says it is.
+      UnsupportedType: it is of a type that is no event.
+    """
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if mimetype not in (*PLAIN_TYPES, "application/json") or charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedType
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise InvalidEvent("the body is not UTF-8: send text encoded as UTF-8") from None
+    if mimetype == "application/json":
+        _check_json(text)
+    return text
+
+
+class UnsupportedType(InvalidInput):
+    """A body of a type that cannot become an event."""
+
+    status_hint = 415
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the body may be text/plain or application/json in UTF-8, which become one event, or "
+            "text/event-stream, which is a stream of events: say so in Content-Type"
+        )
+
+
+def _check_json(text: str) -> None:
+    """Whether it is JSON (RFC 8259), which ``NaN`` is not, and a number of any length is."""
+
+    def refuse(constant: str) -> Never:
+        raise ValueError(f"{constant} is no JSON value")
+
+    try:
+        json.loads(text, parse_constant=refuse, parse_int=len, parse_float=len)
+    except RecursionError:
+        raise InvalidEvent("the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidEvent(f"the body is not valid JSON: {error}") from None
+
+
+def _json(value: dict[str, Any], status: int) -> Response:
+    response = Response(json.dumps(value) + "\n", status, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+class _Acknowledgements(ResponseBody):
+    """The answer to a stream of events: a line for each commit, while the events still come.
+
+    Each piece of the body that arrives is decoded and appended at once, and only then the next is asked for:
+    what is not yet committed is at most one piece, and the rest waits in TCP. ``retry:`` and comments concern
+    the publisher's own connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
+    """
+
+    def __init__(self, hub: Hub, topic: str, incoming: Incoming) -> None:
+        self._hub, self._topic, self._incoming = hub, topic, incoming
+        self._decoder = Decoder(errors="strict")
+        self._count = 0
+        self._last: EventID | None = None
+        self._line: dict[str, Any] | None = None
+        self._fault: TrioSSEError | None = None
+        self._done = False
+
+    async def begin(self) -> None:
+        """Wait for the first commit, or the end.
+
+        Raises:
+          TrioSSEError: nothing could be committed, so the request as a whole is refused.
+        """
+        self._line = await self._next()
+        if self._fault is not None and self._count == 0:
+            raise self._fault
+
+    async def _next(self) -> dict[str, Any] | None:
+        """The next line of the answer; none when it has ended."""
+        while not self._done:
+            if self._fault is not None:
+                self._done = True
+                return problem(self._fault.status_hint, str(self._fault))
+            try:
+                piece = await self._incoming.read()
+            except Disconnected:
+                self._done = True
+                return None
+            if not piece:
+                self._done = True
+                return {"done": True, "count": self._count, "id": None if self._last is None else str(self._last)}
+            acked = await self._commit(piece)
+            if acked is not None:
+                return {"acked": acked, "id": str(self._last)}
+        return None
+
+    async def _commit(self, piece: bytes) -> int | str | None:
+        """Append the events that this piece completes; what to acknowledge, or none where there is nothing."""
+        events: list[Event] = []
+        number: str | None = None
+        try:
+            for received in self._decoder.feed(piece):
+                events.append(Event(received.data, type=received.type))
+                number = received.id
+        except TrioSSEError as error:
+            self._fault = error
+        if not events:
+            return None
+        try:
+            ids = await self._hub.publish_many(self._topic, events)
+        except TrioSSEError as error:
+            self._fault = error
+            return None
+        self._count += len(ids)
+        self._last = ids[-1]
+        return self._count if number is None else int(number) if number.isascii() and number.isdigit() else number
+
+    async def __aenter__(self) -> _Acknowledgements:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        pass
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        line = self._line if self._line is not None else await self._next()
+        self._line = None
+        if line is None:
+            raise StopAsyncIteration
+        return json.dumps(line).encode() + b"\n"

@@ -1,0 +1,70 @@
+"""``POST /session``: a cookie in place of a token in a URL, for pages; ``DELETE`` signs out.
+
+The cookie is the token itself: ``HttpOnly``, so that no script reads it, and ``SameSite=Strict``, so that no other
+site's page makes requests with it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from typing import TYPE_CHECKING
+
+from quart import Response, request
+
+from ..auth import Grant
+from ..errors import InvalidInput, InvalidToken, NotAllowed
+from .caller import COOKIE, bearer
+
+if TYPE_CHECKING:
+    from . import TrioSSE
+
+
+def add_routes(app: TrioSSE) -> None:
+    """Serve ``/session``."""
+
+    @app.post("/session")
+    async def sign_in() -> Response:
+        token = bearer(request)
+        if token is not None:
+            grant = app.authority.verify(token, time.time())
+        else:
+            token, grant = app.authority.issue_guest(await _guest_name(app), now=time.time())
+        return _signed_in(token, grant)
+
+    @app.delete("/session")
+    async def sign_out() -> Response:
+        response = Response(status=204)
+        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="Strict")
+        return response
+
+
+async def _guest_name(app: TrioSSE) -> str:
+    if not app.guests_allowed:
+        raise InvalidToken("guests are not let in here: send your token as Authorization: Bearer <token>")
+    try:
+        name = json.loads(await request.get_data())["name"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InvalidInput('send a token as Authorization: Bearer <token>, or as a guest {"name": "Ada"}') from None
+    if not isinstance(name, str):
+        raise InvalidInput("the name is not a text")
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _signed_in(token: str, grant: Grant) -> Response:
+    if grant.expires_at is None:
+        raise NotAllowed("the token does not expire")
+    told = {"sub": grant.subject, "name": grant.name, "expires_at": grant.expires_at}
+    response = Response(json.dumps(told) + "\n", 200, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    response.set_cookie(
+        COOKIE,
+        token,
+        expires=grant.expires_at,
+        path="/",
+        secure=request.scheme == "https",
+        httponly=True,
+        samesite="Strict",
+    )
+    return response

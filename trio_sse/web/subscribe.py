@@ -1,0 +1,49 @@
+"""``GET /events``: subscribe."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from quart import Response, request
+
+from ..errors import InvalidInput
+from ..event import EventID
+from ..stream import EventStream
+from ..subscription import EARLIEST
+from ..topic import inbox, parse_selectors
+from .caller import parameters
+
+if TYPE_CHECKING:
+    from . import TrioSSE
+
+
+def add_routes(app: TrioSSE) -> None:
+    """Serve ``/events``."""
+
+    @app.get("/events")
+    async def subscribe() -> Response:
+        values = parameters(request)
+        grant = app.grant(request)
+        topics = values.get("topic", [])
+        if not topics:
+            if grant.subject is None:
+                raise InvalidInput("name at least one topic: /events?topic=lobby")
+            topics = [inbox(grant.subject)]
+        selectors = grant.readable(parse_selectors(topics))
+        subscription = app.hub.subscribe(*selectors, last_event_id=_cursor(values))
+        await subscription.locate()
+        return EventStream(
+            subscription, expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time()
+        )
+
+
+def _cursor(values: dict[str, list[str]]) -> str | None:
+    """The header, which a browser wrote and is never refused, or the query, which a person wrote."""
+    header = request.headers.get("Last-Event-ID")
+    if header:
+        return header
+    given = values.get("last_event_id") or values.get("lastEventId") or [""]
+    if given[0] and given[0] != EARLIEST:
+        EventID.parse(given[0])
+    return given[0] or None

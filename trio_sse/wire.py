@@ -1,0 +1,162 @@
+"""``text/event-stream`` in both directions (WHATWG HTML § 9.2.5 and § 9.2.6), with no I/O in it.
+
+Lines end with CRLF, LF or CR and with nothing else: ``str.splitlines`` knows eight more and is wrong here.
+A stream is bytes cut anywhere, also between CR and LF or inside a character, so :class:`Decoder` keeps the
+unfinished line and remembers how far it has looked: a line that comes in ten thousand pieces is still
+looked at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from .errors import InvalidEvent, TooLarge
+from .event import DEFAULT_TYPE, MAX_NAME, MAX_RETRY_MS, Event
+
+MAX_DATA = 1024 * 1024
+"""Most bytes of data in one event, and of a body that becomes one."""
+
+HEARTBEAT = b":\n"
+"""A comment of one line. With a second newline some parsers would dispatch an empty event."""
+
+CONTENT_TYPE = "text/event-stream"
+
+_BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_RETRY_DIGITS = len(str(MAX_RETRY_MS))
+_LINE_SLACK = 4 * MAX_NAME + 64  # a line is a field name, a colon, and a value: data, or a name in UTF-8
+
+
+def encode(event: Event) -> bytes:
+    """One event as the bytes of a block, its blank line included; one space after every colon.
+
+    ``decode(encode(event)) == event`` for every event that can be built.
+    """
+    lines = []
+    if event.id is not None:
+        lines.append(f"id: {event.id}\n")
+    if event.type != DEFAULT_TYPE:
+        lines.append(f"event: {event.type}\n")
+    if event.retry is not None:
+        lines.append(f"retry: {event.retry}\n")
+    lines.append("data: " + event.data.replace("\n", "\ndata: ") + "\n\n")
+    return "".join(lines).encode()
+
+
+def opening(retry_ms: int, position: str | None = None) -> bytes:
+    """What a stream says first: a comment, the reconnection time, and a cursor that dispatches nothing.
+
+    Without the cursor a browser that has not had an event yet reconnects with none, and loses in silence.
+    """
+    block = b"" if position is None else b"id: %b\n\n" % position.encode()
+    return b": stream\nretry: %d\n" % retry_ms + block
+
+
+class Decoder:
+    """Bytes in, events out, whatever the cuts.
+
+    Events without data dispatch nothing, as the standard says, but move :attr:`last_event_id` and
+    :attr:`retry`. The stream's end dispatches no unfinished event: simply stop feeding.
+
+    ``errors="strict"`` refuses invalid UTF-8, as a publisher deserves; the default replaces it, as the standard
+    asks of a reader. Memory is bounded by ``max_data`` bytes for the event being read and one line.
+    """
+
+    def __init__(self, *, max_data: int = MAX_DATA, errors: Literal["replace", "strict"] = "replace") -> None:
+        self.last_event_id = ""
+        """The stream's last event ID (§ 9.2.6), to resume with."""
+        self.retry: int | None = None
+        """The reconnection time the stream last asked for, in milliseconds."""
+        self._max_data = max_data
+        self._max_line = max_data + _LINE_SLACK
+        self._errors = errors
+        self._buffer = bytearray()
+        self._begin = 0  # where the first line not yet taken begins
+        self._looked = 0  # bytes of the buffer already known to hold no line end
+        self._after_cr = False  # an LF that comes next belongs to the CR before it
+        self._first_line = True
+        self._forget()
+
+    def _forget(self) -> None:
+        self._data: list[str] = []
+        self._size = 0
+        self._type = ""
+        self._id: str | None = None
+        self._block_retry: int | None = None
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Take ``chunk`` now and hand out, as they are asked for, the events that are whole.
+
+        Raises (while iterating, after the events before the fault):
+          TooLarge: an event holds more than ``max_data`` bytes of data, or a line is longer still.
+          InvalidEvent: with ``errors="strict"``, a line is not UTF-8.
+        """
+        self._buffer += chunk
+        return self._events()
+
+    def _events(self) -> Iterator[Event]:
+        buffer = self._buffer
+        try:
+            while True:
+                if self._after_cr and self._begin < len(buffer):
+                    self._after_cr = False
+                    self._begin += buffer[self._begin] == 0x0A
+                found = _LINE_END.search(buffer, max(self._begin, self._looked))
+                if found is None:
+                    self._looked = len(buffer)
+                    if len(buffer) - self._begin > self._max_line:
+                        raise TooLarge(f"a line is longer than {self._max_line} bytes")
+                    return
+                line = bytes(buffer[self._begin : found.start()])
+                self._begin = found.end()
+                self._after_cr = found[0] == b"\r" and self._begin == len(buffer)
+                event = self._line(line)
+                if event is not None:
+                    yield event
+        finally:
+            del buffer[: self._begin]
+            self._looked = max(0, self._looked - self._begin)
+            self._begin = 0
+
+    def _line(self, line: bytes) -> Event | None:
+        if self._first_line:
+            self._first_line = False
+            line = line.removeprefix(_BOM)
+        if not line:
+            return self._dispatch()
+        if line[0] == 0x3A:  # a comment
+            return None
+        name, colon, value = line.partition(b":")
+        if colon and value[:1] == b" ":
+            value = value[1:]
+        if name == b"data":
+            self._size += len(value) + 1
+            if self._size > self._max_data + 1:
+                raise TooLarge(f"an event holds more than {self._max_data} bytes of data")
+            self._data.append(self._text(value))
+        elif name == b"event":
+            self._type = self._text(value)
+        elif name == b"id":
+            if b"\0" not in value:
+                self._id = self.last_event_id = self._text(value)
+        elif name == b"retry" and value.isdigit():
+            digits = value.lstrip(b"0") or b"0"
+            retry = int(digits) if len(digits) <= _RETRY_DIGITS else MAX_RETRY_MS
+            self.retry = self._block_retry = min(retry, MAX_RETRY_MS)
+        return None
+
+    def _dispatch(self) -> Event | None:
+        event = None
+        if self._data:
+            data = "\n".join(self._data)
+            event = Event.received(data, self._type or DEFAULT_TYPE, self._id, self._block_retry)
+        self._forget()
+        return event
+
+    def _text(self, value: bytes) -> str:
+        try:
+            return value.decode("utf-8", self._errors)
+        except UnicodeDecodeError:
+            raise InvalidEvent("the stream is not UTF-8: send text encoded as UTF-8") from None
