@@ -1,1 +1,46 @@
-"""trio_sse: a server-push hub for Python on Trio."""
+"""A server-push hub for Python on Trio: Server-Sent Events that are never lost in silence.
+
+    async with open_hub() as hub:
+        await hub.publish("lobby", "hello")
+
+and, in a view of any Quart-Trio app, ``return EventStream(hub.subscribe("lobby"))``.
+"""
+
+# The house, from the door down; imports only go down.
+#
+#   doors          app (what Hypercorn serves) · cli · __main__
+#   upper floor    web (the HTTP face) · stream (EventStream) · server (all that is known of Hypercorn)
+#   middle floor   hub · subscription (history, then live) · broadcast (fan-out) · journal (every event's place)
+#   ground floor   settings · auth · topic · record · wire (the format) · event · errors
+#
+# testing is for our users' tests: it may import every floor, and none imports it.
+
+from __future__ import annotations
+
+from .auth import Authority, Grant
+from .errors import TrioSSEError
+from .event import Event, EventID
+from .hub import Hub, open_hub
+from .journal import Retention
+from .record import Gap, Record
+from .settings import Settings
+from .stream import EventStream
+from .subscription import Subscription
+from .web import create_app
+
+__all__ = [
+    "Authority",
+    "Event",
+    "EventID",
+    "EventStream",
+    "Gap",
+    "Grant",
+    "Hub",
+    "Record",
+    "Retention",
+    "Settings",
+    "Subscription",
+    "TrioSSEError",
+    "create_app",
+    "open_hub",
+]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jwt
+from jwt.types import Options
 
 from .errors import InvalidInput, InvalidToken, InvalidTopic, NotAllowed
 from .topic import Selector, inbox, matching, meet_all, parse_selectors
@@ -37,7 +38,13 @@ MIN_HMAC_KEY = 32
 GUEST_PREFIX = "guest-"
 GUEST_TTL_S = 7 * 24 * 3600
 
-_CHECKED_HERE = {"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False}
+_OPTIONS: Options = {
+    "enforce_minimum_key_length": True,
+    "verify_exp": False,  # the times and parties are checked here, strictly
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+}
 EVERYTHING = parse_selectors(["**"])
 """Every public topic."""
 
@@ -97,8 +104,8 @@ class Authority:
         self.algorithm = algorithm
         self.symmetric = algorithm.startswith("HS")
         self._audience, self._issuer = audience, issuer
-        self._anonymous = {right: EVERYTHING for right in anonymous}
-        self._jwt = jwt.PyJWT({**_CHECKED_HERE, "enforce_minimum_key_length": True})
+        self._anonymous = dict.fromkeys(anonymous, EVERYTHING)
+        self._jwt = jwt.PyJWT(_OPTIONS)
         if self.symmetric and len(key.encode()) < MIN_HMAC_KEY:
             raise InvalidInput(f"an {algorithm} key needs at least {MIN_HMAC_KEY} bytes: openssl rand -base64 48")
         try:

@@ -39,7 +39,9 @@ are final."""
 class Outlet(Protocol):
     """Where a subscriber's records go. The broadcaster knows nothing else of a subscriber."""
 
-    selectors: Sequence[Selector]
+    @property
+    def selectors(self) -> Sequence[Selector]:
+        """The selectors that have not ended."""
 
     def offer(self, batch: Sequence[Record]) -> bool:
         """Take all of ``batch`` or, returning false, be closed for lagging. Never blocks."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
 from .broadcast import SLICE, Broadcaster, EndReason
-from .errors import HubFailed, JournalError, InvalidEvent, InvalidTopic, TooLarge
-from .event import EventID, Event
+from .errors import HubFailed, InvalidEvent, InvalidTopic, JournalError, TooLarge
+from .event import Event, EventID
 from .journal import Journal, JournalStatistics, Retention, open_journal
 from .record import RESERVED_PREFIX, Draft
 from .subscription import Desk, Subscription
@@ -66,7 +66,9 @@ class Hub:
 
     # -- publishing ---------------------------------------------------------------------------------------
 
-    async def publish(self, topic: str, event: Event | str, *, type: str | None = None, key: str | None = None) -> EventID:
+    async def publish(
+        self, topic: str, event: Event | str, *, type: str | None = None, key: str | None = None
+    ) -> EventID:
         """Publish one event, given whole or as its data; returns its ID, when it is safe in the journal.
 
         May wait for subscribers' broadcasting to keep up. If it is cancelled, the event has either been published
@@ -94,9 +96,7 @@ class Hub:
 
     # -- subscribing --------------------------------------------------------------------------------------
 
-    def subscribe(
-        self, *selectors: str | Selector, last_event_id: str | EventID | None = None
-    ) -> Subscription:
+    def subscribe(self, *selectors: str | Selector, last_event_id: str | EventID | None = None) -> Subscription:
         """The events of the topics that any of the selectors choose, as an async context manager and iterator.
 
         ``last_event_id`` resumes after an event; ``"earliest"`` begins with the oldest that is kept; ``None``
@@ -203,7 +203,10 @@ async def open_hub(
       JournalUnusable: the journal cannot be opened.
       ExceptionGroup: the hub broke, and the block was cancelled.
     """
-    async with open_journal(journal, retention=retention, clock=clock) as opened, trio.open_nursery() as nursery:
+    async with (
+        open_journal(journal, retention=retention, clock=clock) as opened,
+        trio.open_nursery() as nursery,
+    ):
         hub = Hub(opened, buffer_events=buffer_events, heartbeat_s=heartbeat_s)
         await nursery.start(hub.run)
         yield hub

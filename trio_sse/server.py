@@ -143,6 +143,7 @@ def _leaves(error: BaseException) -> list[BaseException]:
 def _end_when_vanished(stream: trio.abc.Stream) -> None:
     """Let the kernel give up on a peer that acknowledges nothing for as long as a write may take."""
     transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    assert isinstance(transport, trio.SocketStream)
     with contextlib.suppress(OSError):  # a Unix socket has no such option
         milliseconds = int(_known_limits().write_timeout_s * 1000)
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
@@ -295,3 +296,14 @@ def give_up(line: str) -> NoReturn:
     sys.stderr.write(f"trio_sse: {line}\n")
     sys.stderr.flush()
     os._exit(1)
+
+
+async def serve(app: Any, binds: list[str], *, until: Callable[[], Awaitable[None]]) -> None:
+    """Serve an application in this process, without a parent, until ``until`` returns.
+
+    Raises:
+      OSError: an address cannot be had.
+    """
+    config = Config()
+    config.bind = binds
+    await hypercorn.trio.serve(app, config, shutdown_trigger=until)

@@ -193,7 +193,9 @@ class StreamBody(ResponseBody):
         try:
             first = await self._receive()
         except trio.EndOfChannel:
-            self._reason = self._reason or self._frames.ended
+            first = None
+            if self._reason is None:
+                self._reason = self._frames.ended
             if self._reason is None:
                 raise StopAsyncIteration from None
         if self._reason is not None:
@@ -218,7 +220,7 @@ class StreamBody(ResponseBody):
         finally:
             self._wait = None
             if trio.current_time() >= self._expires_at:
-                self._reason = self._reason or "expired"
+                self.end("expired")
         return None
 
     def _waiting(self) -> list[bytes]:

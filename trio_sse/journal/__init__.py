@@ -7,11 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from ..errors import JournalUnusable
+from . import database
 from .contract import Follower, Journal, JournalStatistics, Page, Retention
 from .memory import open_memory
 from .sqlite import open_sqlite
 
-__all__ = ["Follower", "Journal", "JournalStatistics", "Page", "Retention", "open_journal"]
+__all__ = ["Follower", "Journal", "JournalStatistics", "Page", "Retention", "open_journal", "read_secret"]
 
 
 def open_journal(
@@ -31,3 +32,9 @@ def open_journal(
     if kind == "sqlite" and path:
         return open_sqlite(path, retention, clock)
     raise JournalUnusable(f"there is no journal {url!r}: use memory: or sqlite:PATH")
+
+
+def read_secret(url: str, name: str) -> str | None:
+    """A secret (:meth:`Journal.secret`) of a journal that may be open elsewhere; none when there is none."""
+    kind, _, path = url.partition(":")
+    return database.read_secret(path, name) if kind == "sqlite" and path else None

@@ -144,9 +144,7 @@ class Journal(abc.ABC):
 
     def oldest_ms(self) -> float:
         """The age limit as a time: what is older goes."""
-        return (
-            -math.inf if math.isinf(self.retention.seconds) else self.now_ms() - self.retention.seconds * 1000
-        )
+        return -math.inf if math.isinf(self.retention.seconds) else self.now_ms() - self.retention.seconds * 1000
 
     def write(self, drafts: Sequence[Draft]) -> list[Record]:
         """Give each draft the next ID."""

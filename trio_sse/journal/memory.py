@@ -96,11 +96,7 @@ class MemoryJournal(Journal):
     def _chosen(self, selectors: Sequence[Selector]) -> list[_Topic]:
         if all(selector.exact for selector in selectors):
             return [topic for selector in selectors if (topic := self._topics.get(selector.text)) is not None]
-        return [
-            topic
-            for name, topic in self._topics.items()
-            if any(selector.matches(name) for selector in selectors)
-        ]
+        return [topic for name, topic in self._topics.items() if any(selector.matches(name) for selector in selectors)]
 
     def _floor(self, selectors: Sequence[Selector]) -> EventID:
         chosen = self._chosen(selectors)
@@ -179,8 +175,6 @@ def _by_id(record: Record) -> EventID:
 
 
 @asynccontextmanager
-async def open_memory(
-    retention: Retention, clock: Callable[[], float] = time.time
-) -> AsyncIterator[MemoryJournal]:
+async def open_memory(retention: Retention, clock: Callable[[], float] = time.time) -> AsyncIterator[MemoryJournal]:
     """A fresh journal, gone with the block."""
     yield MemoryJournal(retention, clock)

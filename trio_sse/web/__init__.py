@@ -20,7 +20,7 @@ from ..journal import Retention
 from ..settings import PREFIX, Settings
 from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
-from .caller import grant_of, hide_token
+from .caller import grant_of
 from .connection import HTTPConnection, Request
 
 DEVELOPMENT_KEY = "development key"
@@ -129,14 +129,6 @@ def create_app(settings: Settings) -> TrioSSE:
     async def open_for_service() -> None:
         app.nursery.start_soon(server.watch_parent)
         await app.nursery.start(app.keep_hub)
-
-    if settings.query_token:
-
-        @app.teardown_request
-        async def forget_token(_: BaseException | None) -> None:
-            from quart import request
-
-            hide_token(request.scope)
 
     if settings.allow_origins:
         app = cors(

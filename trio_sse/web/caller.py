@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from quart import Request
@@ -17,7 +17,7 @@ from ..auth import Authority, Grant
 from ..errors import InvalidInput
 
 COOKIE = "trio_sse_session"
-TOKEN_PARAMETER = "token"
+PARAMETER = "token"
 
 
 def bearer(request: Request) -> str | None:
@@ -36,7 +36,8 @@ def grant_of(request: Request, authority: Authority, *, query_token: bool) -> Gr
     if token is None:
         token = request.cookies.get(COOKIE)
     if token is None and query_token:
-        token = next(iter(parameters(request).get(TOKEN_PARAMETER, [])), None)
+        token = next(iter(parameters(request).get(PARAMETER, [])), None)
+        _hide_token(cast(MutableMapping[str, Any], request.scope))
     return authority.anonymous() if token is None else authority.verify(token, time.time())
 
 
@@ -57,7 +58,7 @@ def parameters(request: Request) -> dict[str, list[str]]:
     return values
 
 
-def hide_token(scope: MutableMapping[str, Any]) -> None:
+def _hide_token(scope: MutableMapping[str, Any]) -> None:
     """Take the token's value out of what the server will write into its access log."""
     parts = scope["query_string"].split(b"&")
     hidden = [b"token=..." if part.split(b"=")[0] == b"token" else part for part in parts]

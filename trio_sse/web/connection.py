@@ -70,7 +70,8 @@ class HTTPConnection(TrioASGIHTTPConnection):
         self._incoming = Incoming(receive)
         self._ending = False  # our last message is on its way
         self._body_ended = trio.Event()
-        request = self._create_request_from_scope(self._send_carefully)
+        send_carefully: Any = self._send_carefully
+        request = self._create_request_from_scope(send_carefully)
         assert isinstance(request, Request)
         self._streaming = request.method == "POST" and request.mimetype == CONTENT_TYPE
         async with trio.open_nursery() as nursery:
@@ -78,7 +79,7 @@ class HTTPConnection(TrioASGIHTTPConnection):
                 request.incoming = self._incoming
             else:
                 nursery.start_soon(self.handle_messages, nursery, request, receive)
-            await self.handle_request(nursery, request, self._send_carefully)
+            await self.handle_request(nursery, request, send_carefully)
 
     async def handle_messages(self, nursery: trio.Nursery, request: QuartRequest, receive: Any) -> None:  # type: ignore[override]
         """Move the body into Quart's request, then wait for the client to leave."""

@@ -8,7 +8,13 @@ from http import HTTPStatus
 from typing import Any
 
 from quart import Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge, RequestTimeout
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
 from ..errors import TrioSSEError
 from ..wire import MAX_DATA

@@ -48,13 +48,17 @@ def add_routes(app: TrioSSE) -> None:
         if request.mimetype == CONTENT_TYPE:
             if type is not None or key is not None:
                 raise InvalidInput("a stream says the type of each event itself: leave event and key out")
-            assert isinstance(incoming := getattr(request, "incoming", None), Incoming)
+            incoming = getattr(request, "incoming", None)
+            assert isinstance(incoming, Incoming)
             acknowledgements = _Acknowledgements(app.hub, topic, incoming)
             await acknowledgements.begin()
             response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
             response.timeout = None
             return response
-        event = Event(_text(await request.get_data(), request.mimetype), type=DEFAULT_TYPE if type is None else type)
+        event = Event(
+            _text(await request.get_data(cache=True, as_text=False, parse_form_data=False), request.mimetype),
+            type=DEFAULT_TYPE if type is None else type,
+        )
         id = await app.hub.publish(topic, event, key=key)
         return _json({"id": str(id), "topic": topic, "subscribers": app.hub.subscribers(topic)}, 201)
 
@@ -176,7 +180,11 @@ class _Acknowledgements(ResponseBody):
                 return None
             if not piece:
                 self._done = True
-                return {"done": True, "count": self._count, "id": None if self._last is None else str(self._last)}
+                return {
+                    "done": True,
+                    "count": self._count,
+                    "id": None if self._last is None else str(self._last),
+                }
             acked = await self._commit(piece)
             if acked is not None:
                 return {"acked": acked, "id": str(self._last)}

@@ -1,0 +1,117 @@
+"""The command line: ``trio-sse serve`` and ``trio-sse token``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+from rich.console import Console
+
+from . import server
+from .auth import Authority
+from .errors import TrioSSEError
+from .journal import read_secret
+from .settings import PREFIX, Settings, load_settings
+from .web import DEVELOPMENT_KEY, create_app
+
+DEFAULT_BIND = "127.0.0.1:8000"
+DAY_S = 24 * 3600
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="trio-sse")
+def main() -> None:
+    """A server-push hub: publish with one POST, receive with one EventSource.
+
+    Settings come from environment variables that begin with TRIO_SSE_; the README lists them.
+    """
+
+
+@main.command()
+@click.option("--bind", "binds", multiple=True, metavar="HOST:PORT", help=f"Where to listen.  [{DEFAULT_BIND}]")
+def serve(binds: Sequence[str]) -> None:
+    """Serve the hub and the message board, in this one process.
+
+    SIGINT or SIGTERM says goodbye to every stream and ends; a second one ends at once.
+    """
+    app = create_app(load_settings())
+    binds = binds or (DEFAULT_BIND,)
+    try:
+        trio.run(partial(_serve, app, list(binds)))
+    except* OSError as group:
+        raise click.ClickException(f"cannot listen on {', '.join(binds)}: {group.exceptions[0]}") from None
+    if app.has_hub and app.hub.failed:
+        raise click.ClickException("the hub failed; its log says how")
+
+
+async def _serve(app: Any, binds: list[str]) -> None:
+    stopped = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_listen_to_signals, stopped)
+        await server.serve(app, binds, until=stopped.wait)
+        nursery.cancel_scope.cancel()
+
+
+async def _listen_to_signals(stopped: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if stopped.is_set():
+                os._exit(1)
+            stopped.set()
+
+
+@main.command()
+@click.option("--sub", "subject", metavar="NAME", help="Whose token it is; its inbox is user/NAME.")
+@click.option("--name", help="The name to show.")
+@click.option("--publish", multiple=True, metavar="SELECTOR", help="Topics it may publish to; may be repeated.")
+@click.option("--subscribe", multiple=True, metavar="SELECTOR", help="Topics it may read; may be repeated.")
+@click.option("--ttl", "ttl_s", default=DAY_S, show_default=True, metavar="SECONDS", help="How long it holds.")
+@click.option(
+    "--key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=f"The private PEM key, where {PREFIX}JWT_KEY is a public one.",
+)
+def token(
+    subject: str | None,
+    name: str | None,
+    publish: Sequence[str],
+    subscribe: Sequence[str],
+    ttl_s: int,
+    key_file: Path | None,
+) -> None:
+    """Print a token, signed with the hub's key.
+
+    \b
+    Example: a backend that may publish everywhere, for ten days:
+      trio-sse token --sub backend --publish '**' --ttl 864000
+    """
+    settings = load_settings()
+    try:
+        authority = _signing_authority(settings, key_file)
+        signed = authority.issue(subject, now=time.time(), ttl_s=ttl_s, publish=publish, subscribe=subscribe, name=name)
+    except TrioSSEError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(signed)
+    if Console(stderr=True).is_terminal:
+        click.echo(f"It holds for {ttl_s} s. Send it as: Authorization: Bearer <token>", err=True)
+
+
+def _signing_authority(settings: Settings, key_file: Path | None) -> Authority:
+    if key_file is not None:
+        return settings.authority(key_file.read_text())
+    if settings.jwt_key is not None:
+        return settings.authority(settings.jwt_key.get_secret_value())
+    key = read_secret(settings.journal, DEVELOPMENT_KEY)
+    if key is None:
+        raise click.ClickException(
+            f"there is no key yet: set {PREFIX}JWT_KEY, or start the server once, which in development mode keeps "
+            f"a key in its SQLite journal (this one is {settings.journal})"
+        )
+    return settings.authority(key)
