@@ -212,7 +212,12 @@ def _time(claims: Mapping[str, Any], claim: str) -> int | float | None:
     value = claims.get(claim)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(min(value, 1e15)) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(min(value, 1e15))
+        or value < 0
+    ):
         raise InvalidToken(f'the token\'s "{claim}" is not a number of seconds since the epoch')
     return value
 

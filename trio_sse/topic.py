@@ -101,17 +101,15 @@ class Selector:
             return one if many.matches(one.text) else None
         mine, its = self.text.split("/"), other.text.split("/")
         met: list[str] = []
-        for place in range(max(len(mine), len(its))):
-            if mine[place:] == ["**"] and its[place:]:
-                return _from_segments(met + its[place:])
-            if its[place:] == ["**"] and mine[place:]:
-                return _from_segments(met + mine[place:])
-            if place >= len(mine) or place >= len(its):
+        for place, (one_segment, other_segment) in enumerate(zip(mine, its, strict=False)):
+            if one_segment == "**":
+                return _met(met + its[place:])
+            if other_segment == "**":
+                return _met(met + mine[place:])
+            if one_segment != other_segment and "*" not in (one_segment, other_segment):
                 return None
-            if mine[place] != its[place] and "*" not in (mine[place], its[place]):
-                return None
-            met.append(its[place] if mine[place] == "*" else mine[place])
-        return _from_segments(met)
+            met.append(other_segment if one_segment == "*" else one_segment)
+        return _met(met) if len(mine) == len(its) else None
 
 
 def parse_selectors(texts: Iterable[str]) -> tuple[Selector, ...]:
@@ -131,8 +129,10 @@ def matching(selectors: Iterable[Selector], topic: str) -> bool:
     return any(selector.matches(topic) for selector in selectors)
 
 
-def _from_segments(segments: list[str]) -> Selector:
+def _met(segments: list[str]) -> Selector | None:
     text = "/".join(segments)
+    if len(text.encode()) > MAX_TOPIC + text.endswith("**"):  # even the shortest topic it chooses would be too long
+        return None
     return Selector(text, exact=not any(segment in _WILDCARDS for segment in segments))
 
 

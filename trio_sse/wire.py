@@ -58,10 +58,13 @@ class Decoder:
     """Bytes in, events out, whatever the cuts.
 
     Events without data dispatch nothing, as the standard says, but move :attr:`last_event_id` and
-    :attr:`retry`. The stream's end dispatches no unfinished event: simply stop feeding.
+    :attr:`retry`. The stream's end dispatches no unfinished event, and does not move the last event ID to it, so
+    that resuming brings it again: simply stop feeding.
 
     ``errors="strict"`` refuses invalid UTF-8, as a publisher deserves; the default replaces it, as the standard
-    asks of a reader. Memory is bounded by ``max_data`` bytes for the event being read and one line.
+    asks of a reader. Memory is bounded: the data, type and ID of the event being read and one line, none longer
+    than ``max_data`` bytes and a few thousand. A fault is for good: fed on, a decoder meets it again, and never
+    makes an event of what is left.
     """
 
     def __init__(self, *, max_data: int = MAX_DATA, errors: Literal["replace", "strict"] = "replace") -> None:
@@ -80,8 +83,7 @@ class Decoder:
         self._forget()
 
     def _forget(self) -> None:
-        self._data: list[str] = []
-        self._size = 0
+        self._data = bytearray()  # every line of it, each with a LF: a list would take fifty bytes for one
         self._type = ""
         self._id: str | None = None
         self._block_retry: int | None = None
@@ -91,7 +93,7 @@ class Decoder:
 
         Raises (while iterating, after the events before the fault):
           TooLarge: an event holds more than ``max_data`` bytes of data, or a line is longer still.
-          InvalidEvent: with ``errors="strict"``, a line is not UTF-8.
+          InvalidEvent: with ``errors="strict"``, a field is not UTF-8.
         """
         self._buffer += chunk
         return self._events()
@@ -104,15 +106,15 @@ class Decoder:
                     self._after_cr = False
                     self._begin += buffer[self._begin] == 0x0A
                 found = _LINE_END.search(buffer, max(self._begin, self._looked))
+                self._looked = len(buffer) if found is None else found.start()
+                if self._looked - self._begin > self._max_line:
+                    raise TooLarge(f"a line is longer than {self._max_line} bytes")
                 if found is None:
-                    self._looked = len(buffer)
-                    if len(buffer) - self._begin > self._max_line:
-                        raise TooLarge(f"a line is longer than {self._max_line} bytes")
                     return
-                line = bytes(buffer[self._begin : found.start()])
-                self._begin = found.end()
+                event = self._line(bytes(buffer[self._begin : self._looked]))
+                self._begin = found.end()  # only now, so that a fault is not passed over
                 self._after_cr = found[0] == b"\r" and self._begin == len(buffer)
-                event = self._line(line)
+                self._first_line = False
                 if event is not None:
                     yield event
         finally:
@@ -122,7 +124,6 @@ class Decoder:
 
     def _line(self, line: bytes) -> Event | None:
         if self._first_line:
-            self._first_line = False
             line = line.removeprefix(_BOM)
         if not line:
             return self._dispatch()
@@ -132,15 +133,14 @@ class Decoder:
         if colon and value[:1] == b" ":
             value = value[1:]
         if name == b"data":
-            self._size += len(value) + 1
-            if self._size > self._max_data + 1:
+            if len(self._data) + len(value) > self._max_data:
                 raise TooLarge(f"an event holds more than {self._max_data} bytes of data")
-            self._data.append(self._text(value))
+            self._data += value + b"\n"
         elif name == b"event":
             self._type = self._text(value)
         elif name == b"id":
             if b"\0" not in value:
-                self._id = self.last_event_id = self._text(value)
+                self._id = self._text(value)
         elif name == b"retry" and value.isdigit():
             digits = value.lstrip(b"0") or b"0"
             retry = int(digits) if len(digits) <= _RETRY_DIGITS else MAX_RETRY_MS
@@ -148,14 +148,16 @@ class Decoder:
         return None
 
     def _dispatch(self) -> Event | None:
+        if self._id is not None:
+            self.last_event_id = self._id
         event = None
         if self._data:
-            data = "\n".join(self._data)
+            data = self._text(self._data[:-1])
             event = Event.received(data, self._type or DEFAULT_TYPE, self._id, self._block_retry)
         self._forget()
         return event
 
-    def _text(self, value: bytes) -> str:
+    def _text(self, value: bytes | bytearray) -> str:
         try:
             return value.decode("utf-8", self._errors)
         except UnicodeDecodeError:

@@ -55,10 +55,8 @@ def add_routes(app: TrioSSE) -> None:
             response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
             response.timeout = None
             return response
-        event = Event(
-            _text(await request.get_data(cache=True, as_text=False, parse_form_data=False), request.mimetype),
-            type=DEFAULT_TYPE if type is None else type,
-        )
+        body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+        event = Event(_text(body, request.mimetype), type=DEFAULT_TYPE if type is None else type)
         id = await app.hub.publish(topic, event, key=key)
         return _json({"id": str(id), "topic": topic, "subscribers": app.hub.subscribers(topic)}, 201)
 

@@ -1,0 +1,262 @@
+"""Fan-out: topics, outlets, cloned send channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from trio_sse.broadcast import BUFFER_BYTES, SLICE, Broadcaster, ChannelOutlet, EndReason
+from trio_sse.event import Event, EventID
+from trio_sse.record import Draft, Record
+from trio_sse.topic import Selector, parse_selectors
+
+
+def record(seq: int, topic: str = "a", data: str = "") -> Record:
+    return Record.write(EventID(1, seq), Draft(topic, Event(data)))
+
+
+def attached(broadcaster: Broadcaster, *selectors: str, buffer_events: int = 100) -> ChannelOutlet:
+    outlet = ChannelOutlet(parse_selectors(selectors), buffer_events)
+    broadcaster.attach(outlet)
+    return outlet
+
+
+def received(outlet: ChannelOutlet) -> list[Record]:
+    records = []
+    while True:
+        try:
+            records.append(outlet.receive_channel.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return records
+
+
+async def test_each_of_n_subscribers_gets_every_record() -> None:
+    """Fan-out copies; it does not share a stream out."""
+    broadcaster = Broadcaster()
+    outlets = [attached(broadcaster, "a") for _ in range(50)]
+    records = [record(seq) for seq in range(1, 21)]
+    await broadcaster.deliver(records)
+    for outlet in outlets:
+        assert received(outlet) == records
+
+
+async def test_a_record_goes_to_whoever_asked_for_its_topic() -> None:
+    """Exact selectors and wildcards, and nobody else."""
+    broadcaster = Broadcaster()
+    exact, wild, other = attached(broadcaster, "room/1"), attached(broadcaster, "room/*"), attached(broadcaster, "b")
+    await broadcaster.deliver([record(1, "room/1"), record(2, "room/2")])
+    assert [r.id.seq for r in received(exact)] == [1]
+    assert [r.id.seq for r in received(wild)] == [1, 2]
+    assert received(other) == []
+
+
+async def test_overlapping_selectors_get_each_record_once() -> None:
+    """An outlet is offered a record once, however many of its selectors match."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "room/1", "room/*", "**")
+    await broadcaster.deliver([record(1, "room/1"), record(2, "room/2"), record(3, "x")])
+    assert [r.id.seq for r in received(outlet)] == [1, 2, 3]
+
+
+async def test_all_get_one_order() -> None:
+    """Alternating topics arrive in the order of the batch, also where selectors overlap."""
+    broadcaster = Broadcaster()
+    both, one = attached(broadcaster, "a", "b"), attached(broadcaster, "b")
+    await broadcaster.deliver([record(1, "a"), record(2, "b"), record(3, "a")])
+    assert [r.id.seq for r in received(both)] == [1, 2, 3]
+    assert [r.id.seq for r in received(one)] == [2]
+
+
+async def test_an_outlet_holds_a_clone_for_each_selector() -> None:
+    """The send end is cloned once a selector, and the original is closed."""
+    outlet = ChannelOutlet(parse_selectors(["a", "b", "c"]), 10)
+    assert outlet.receive_channel.statistics().open_send_channels == 3
+
+
+async def test_a_revoked_selector_ends_alone() -> None:
+    """Its clone is closed; the other selectors go on."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "a", "b")
+    broadcaster.revoke(outlet, Selector.parse("a"))
+    await broadcaster.deliver([record(1, "a"), record(2, "b")])
+    assert [r.id.seq for r in received(outlet)] == [2]
+    assert outlet.reason is None
+    assert outlet.receive_channel.statistics().open_send_channels == 1
+
+
+async def test_closing_the_last_clone_ends_the_channel() -> None:
+    """The receiver sees EndOfChannel, after what was sent before; the reason stands on the outlet."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "a", "b")
+    await broadcaster.deliver([record(1, "a")])
+    broadcaster.revoke(outlet, Selector.parse("a"))
+    broadcaster.revoke(outlet, Selector.parse("b"))
+    assert (await outlet.receive_channel.receive()).id.seq == 1
+    with pytest.raises(trio.EndOfChannel):
+        await outlet.receive_channel.receive()
+    assert outlet.reason == "revoked"
+    assert broadcaster.outlets == 0
+
+
+async def test_a_full_channel_is_lagging() -> None:
+    """The outlet that cannot take a record is closed and forgotten; the others get theirs."""
+    broadcaster = Broadcaster()
+    slow, healthy = attached(broadcaster, "a", buffer_events=2), attached(broadcaster, "a")
+    await broadcaster.deliver([record(seq) for seq in range(1, 5)])
+    assert slow.reason == "lagging"
+    assert [r.id.seq for r in received(slow)] == [1, 2]
+    assert [r.id.seq for r in received(healthy)] == [1, 2, 3, 4]
+    assert (broadcaster.outlets, broadcaster.lagging) == (1, 1)
+
+
+async def test_a_channel_is_bounded_in_bytes() -> None:
+    """A few large frames are as much as many small ones."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "a")
+    await broadcaster.deliver([record(seq, data="x" * (BUFFER_BYTES // 2)) for seq in range(1, 4)])
+    assert outlet.reason == "lagging"
+    assert len(received(outlet)) == 1
+
+
+async def test_a_frame_over_the_limit_passes_alone() -> None:
+    """An empty channel takes one frame of any size."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "a")
+    await broadcaster.deliver([record(1, data="x" * (2 * BUFFER_BYTES))])
+    assert len(received(outlet)) == 1
+
+
+async def test_what_was_taken_makes_room() -> None:
+    """Bytes that the subscriber has taken count no more."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "a")
+    for seq in range(1, 6):
+        await broadcaster.deliver([record(seq, data="x" * (BUFFER_BYTES // 2))])
+        for taken in received(outlet):
+            outlet.taken(taken)
+    assert outlet.reason is None
+
+
+class LeavesOthers:
+    """An outlet that does something to the broadcaster in the middle of a delivery."""
+
+    def __init__(self, act: object) -> None:
+        self.selectors: Sequence[Selector] = parse_selectors(["a"])
+        self.act = act
+        self.offered: list[int] = []
+
+    def offer(self, batch: Sequence[Record]) -> bool:
+        self.offered += [r.id.seq for r in batch]
+        assert callable(self.act)
+        self.act()
+        return True
+
+    def end_selector(self, selector: Selector, reason: EndReason) -> None:
+        self.selectors = ()
+
+    def close(self, reason: EndReason) -> None:
+        self.selectors = ()
+
+
+async def test_who_leaves_in_mid_delivery_is_skipped() -> None:
+    """An outlet detached while a record is being delivered is offered nothing more."""
+    broadcaster = Broadcaster()
+    leaving: list[ChannelOutlet] = []
+    broadcaster.attach(LeavesOthers(lambda: broadcaster.detach(leaving[0], "ended")))
+    leaving.append(attached(broadcaster, "a"))
+    staying = attached(broadcaster, "a")
+    await broadcaster.deliver([record(1)])
+    assert received(leaving[0]) == []
+    assert len(received(staying)) == 1
+
+
+async def test_who_loses_a_selector_in_mid_delivery_is_skipped() -> None:
+    """A right taken while a record is being delivered counts at once."""
+    broadcaster = Broadcaster()
+    losing: list[ChannelOutlet] = []
+    broadcaster.attach(LeavesOthers(lambda: broadcaster.revoke(losing[0], Selector.parse("a"))))
+    losing.append(attached(broadcaster, "a", "b"))
+    await broadcaster.deliver([record(1, "a")])
+    assert received(losing[0]) == []
+
+
+async def test_who_arrives_in_mid_delivery_gets_the_next_record() -> None:
+    """A new outlet finds the record in the journal, so it is not offered it here."""
+    broadcaster = Broadcaster()
+    arrived: list[ChannelOutlet] = []
+
+    def arrive() -> None:
+        if not arrived:
+            arrived.append(attached(broadcaster, "a"))
+
+    broadcaster.attach(LeavesOthers(arrive))
+    await broadcaster.deliver([record(1)])
+    assert received(arrived[0]) == []
+    await broadcaster.deliver([record(2)])
+    assert [r.id.seq for r in received(arrived[0])] == [2]
+
+
+async def test_delivery_is_served_in_slices() -> None:
+    """Other tasks get their turn after so many outlets, and see some served and some not."""
+    broadcaster = Broadcaster()
+    outlets = [attached(broadcaster, "a") for _ in range(3 * SLICE)]
+    progress: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            progress.append(sum(outlet.receive_channel.statistics().current_buffer_used for outlet in outlets))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        await broadcaster.deliver([record(1)])
+        nursery.cancel_scope.cancel()
+    assert {SLICE, 2 * SLICE} & set(progress)
+    assert set(progress) <= {0, SLICE, 2 * SLICE, 3 * SLICE}
+
+
+async def test_one_that_left_without_saying_so_harms_nobody() -> None:
+    """A closed receive end is taken for a subscriber that has gone."""
+    broadcaster = Broadcaster()
+    gone, staying = attached(broadcaster, "a"), attached(broadcaster, "a")
+    gone.receive_channel.close()
+    await broadcaster.deliver([record(1)])
+    assert len(received(staying)) == 1
+    assert broadcaster.outlets == 1
+
+
+async def test_detaching_twice_does_nothing() -> None:
+    """The first reason stays."""
+    broadcaster = Broadcaster()
+    outlet = attached(broadcaster, "a")
+    broadcaster.detach(outlet, "shutdown")
+    broadcaster.detach(outlet, "ended")
+    assert outlet.reason == "shutdown"
+
+
+async def test_closing_ends_everybody() -> None:
+    """Every outlet is closed with the reason, and nothing is left."""
+    broadcaster = Broadcaster()
+    outlets = [attached(broadcaster, "a", "b/*"), attached(broadcaster, "b/*")]
+    broadcaster.close("failed")
+    assert [outlet.reason for outlet in outlets] == ["failed", "failed"]
+    assert broadcaster._groups == {}
+    assert broadcaster._wildcards == {}
+
+
+async def test_the_last_write_is_observed_when_the_last_has_written() -> None:
+    """Latency runs until the slowest subscriber's write; who left is not waited for."""
+    broadcaster = Broadcaster()
+    fast, slow, gone = (attached(broadcaster, "a") for _ in range(3))
+    observed: list[EventID] = []
+    broadcaster.last_write.observe = observed.append
+    broadcaster.last_write.watch(record(5), broadcaster.audience("a"))
+    broadcaster.last_write.written(fast, EventID(1, 5))
+    broadcaster.last_write.written(slow, EventID(1, 4))
+    broadcaster.detach(gone, "ended")
+    assert observed == []
+    broadcaster.last_write.written(slow, EventID(1, 6))
+    assert observed == [EventID(1, 5)]
