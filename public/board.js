@@ -1,7 +1,7 @@
 /** The page: what people see and do. The connection is stream.js, the messages timeline.js. */
 
 import * as rooms from "./rooms.js";
-import { Refusal, Session, call, recall, remember } from "./session.js";
+import { Refusal, Session, call, recall, remember, unguessable } from "./session.js";
 import { Stream } from "./stream.js";
 import { Timeline, parse, portray } from "./timeline.js";
 
@@ -10,6 +10,7 @@ const NEAR_BOTTOM = 60;
 const QUIET = 300;
 const HISTORY_TAKES_AT_MOST = 2_000;
 const NOTICE_STAYS = 6_000;
+const LONGEST = 4_000;
 
 const at = (id) => document.getElementById(id);
 const copy = (template) => at(template).content.firstElementChild.cloneNode(true);
@@ -34,9 +35,11 @@ function enter(next) {
   at("title").textContent = room;
   at("people").textContent = "";
   composer.value = unsent.get(room) ?? "";
+  grow();
   composer.placeholder = `Message #${room}`;
   document.querySelector("label[for=text]").textContent = `Message to ${room}`;
   notify("");
+  showState("connecting");
   forgetUnread();
   listRooms();
   timeline = new Timeline(at("messages"));
@@ -91,6 +94,8 @@ addEventListener("hashchange", () => enter(rooms.current()));
 const newest = recall("newest", {}); // The newest event seen per room: a later one elsewhere is news.
 let turn = 0;
 
+addEventListener("pagehide", () => remember("newest", newest));
+
 async function look(name) {
   const answer = await call("GET", rooms.path(name)).catch(() => null);
   const item = [...at("room-list").children].find((one) => one.dataset.room === name);
@@ -111,6 +116,7 @@ function lookAround() {
 setInterval(() => {
   if (document.hidden) return;
   timeline.relabel();
+  remember("newest", newest);
   look(room);
   const others = rooms.visited(room).filter((name) => name !== room);
   turn += 1;
@@ -150,7 +156,6 @@ function showBeginning() {
 
 function receive(id, data) {
   newest[room] = id;
-  remember("newest", newest);
   show(id, parse(data));
 }
 
@@ -173,8 +178,8 @@ function show(id, message) {
 
 function receiveGap(id, before) {
   timeline.addGap(id, before);
-  missed = true;
-  notify(wasLost ? "Connected again, but some messages were missed." : "Some messages were missed.", "gap");
+  const lost = at("notice").dataset.tone === "lost";
+  notify(lost ? "Connected again, but some messages were missed." : "Some messages were missed.", "gap");
 }
 
 /* ---- Staying at the end, unless someone reads further up ------------------------------------------------- */
@@ -235,7 +240,6 @@ const forgetUnread = () => showUnread(0);
 const WORDS = { live: "live", lost: "reconnecting", refused: "not connected", connecting: "connecting" };
 let wasLost = false;
 let wasLive = false;
-let missed = false;
 let noticeTimer = 0;
 
 /** A line under the heading, read out politely; `tone` is "lost", "gap", "good" or nothing. */
@@ -252,27 +256,24 @@ function showState(state, refusal) {
   at("link").firstElementChild.textContent = WORDS[state];
   if (state === "lost") {
     notify(wasLive ? "Connection lost. Reconnecting…" : "Cannot reach the server. Trying again…", "lost");
+    at("people").textContent = "";
     wasLost = true;
-    missed = false;
   } else if (state === "refused") {
-    notify(refusal.message, "lost");
+    // The hub's own words are for those who write programs.
+    notify(refusal.unauthorised ? "This room is not open to everybody." : refusal.message, "lost");
     if (refusal.unauthorised) {
-      const problem = session.sub ? "Please sign in again." : "Reading this room needs signing in.";
+      const problem = session.sub ? "Please sign in again." : "Please sign in to read it.";
       ask({ problem, wantsToken: Boolean(session.sub) });
     }
   } else if (state === "live") {
     if (!settled) arrival = setTimeout(settle, HISTORY_TAKES_AT_MOST);
     if (!settled) quiet = setTimeout(settle, QUIET);
     // The hub tells of a gap first thing: a moment's silence means that there is none.
-    if (wasLost) noticeTimer = setTimeout(() => {
-      if (!missed) notify(wasLive ? "Connected again. Nothing was missed." : "Connected.", "good");
-      wasLost = false;
-      wasLive = true;
-    }, QUIET);
-    else {
-      wasLive = true;
-      notify("");
-    }
+    const words = wasLive ? "Connected again. Nothing was missed." : "Connected.";
+    if (wasLost) noticeTimer = setTimeout(notify, QUIET, words, "good");
+    else notify("");
+    wasLost = false;
+    wasLive = true;
     look(room);
   }
 }
@@ -297,11 +298,12 @@ document.addEventListener("visibilitychange", () => {
 
 function send() {
   const text = composer.value.replace(/^\s*\n|\s+$/g, "");
-  if (!text.trim()) return;
+  if (!text.trim() || composer.value.length > LONGEST) return;
   composer.value = "";
   grow();
-  const draft = { room, message: { name: session.name, author: session.sub, text, nonce: nonce() }, element: null };
-  draft.element = copy("draft-template");
+  // The nonce tells its echo, and a second attempt at what had arrived after all, from another message.
+  const message = { name: session.name, author: session.sub, text, nonce: unguessable() };
+  const draft = { room, message, element: copy("draft-template") };
   draft.element.querySelector(".text").textContent = text;
   draft.element.querySelector(".retry").addEventListener("click", () => deliver(draft));
   draft.element.querySelector(".edit").addEventListener("click", () => {
@@ -314,12 +316,6 @@ function send() {
   listDrafts();
   following = true;
   deliver(draft);
-}
-
-/** Tells the echo of a message, and a second attempt at one that had arrived after all, from a new message. */
-function nonce() {
-  // Not randomUUID(), which plain http: on a local network does not have.
-  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 async function deliver(draft) {
@@ -356,6 +352,9 @@ function listDrafts() {
 }
 
 function grow() {
+  // Rather than cut off what was pasted, say how much of it is too much.
+  const over = composer.value.length - LONGEST;
+  at("too-long").textContent = over > 0 ? `Too long by ${over} characters.` : "";
   if (CSS.supports("field-sizing", "content")) return;
   composer.style.height = "auto";
   composer.style.height = `${composer.scrollHeight}px`;
@@ -427,8 +426,9 @@ at("join").addEventListener("submit", async (event) => {
     await session.signIn(name, token);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.unauthorised) at("with-token").open = true;
-    return complain(error.message, error.unauthorised ? at("token") : at("name"));
+    if (!error.unauthorised) return complain(error.message, at("name"));
+    at("with-token").open = true;
+    return complain(token ? error.message : "Guests are not let in here. Please paste an access token.", at("token"));
   } finally {
     at("join-button").disabled = false;
   }

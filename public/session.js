@@ -16,6 +16,11 @@ export class Refusal extends Error {
   get unauthorised() {
     return this.status === 401 || this.status === 403;
   }
+
+  /** Would waiting help? */
+  get passing() {
+    return [0, 408, 429].includes(this.status) || this.status >= 500;
+  }
 }
 
 export async function call(method, path, { json, token } = {}) {
@@ -32,6 +37,11 @@ export async function call(method, path, { json, token } = {}) {
   }
   const problem = await response.json().catch(() => null);
   throw new Refusal(response.status, problem?.detail || problem?.title || `The server answered ${response.status}.`);
+}
+
+/** Not randomUUID(), which a page on plain http: in a local network does not have. */
+export function unguessable() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** Storage can be switched off, full, or edited by hand; the board works without it. */
@@ -80,14 +90,16 @@ export class Session {
   /** Sign in as a guest or, with a token, as whoever the token says. The token is not kept. */
   async signIn(name, token = "") {
     const answer = await call("POST", "/session", { json: name ? { name } : {}, token });
+    // A token need not say whose it is; this page still wants to know its own messages again.
+    const sub = answer.sub || this.#kept.sub || `bearer-${unguessable()}`;
     this.#kept = {
-      name: answer.name || name || answer.sub,
-      sub: answer.sub,
+      name: answer.name || name || sub,
+      sub,
       withToken: Boolean(token),
       expires: answer.expires_at,
     };
-    this.#own.delete(answer.sub);
-    this.#own.add(answer.sub);
+    this.#own.delete(sub);
+    this.#own.add(sub);
     remember("session", this.#kept);
     remember("own", [...this.#own].slice(-50));
   }
@@ -106,8 +118,8 @@ export class Session {
     if (!this.sub || this.withToken) return Promise.resolve(false);
     this.#renewal ??= this.signIn(this.name)
       .then(() => true, (refusal) => {
-        // An outage is no reason to ask for the name again; only a refusal is.
-        if (!refusal.unauthorised) throw refusal;
+        // An outage is no reason to ask for the name again.
+        if (refusal.passing) throw refusal;
         return false;
       })
       .finally(() => { this.#renewal = null; });

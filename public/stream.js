@@ -10,7 +10,6 @@ import { path } from "./rooms.js";
 
 const FIRST_WAIT = 1_000;
 const LONGEST_WAIT = 30_000;
-const HOPELESS = new Set([400, 404, 405, 410, 414, 422]);
 
 export class Stream {
   #topic;
@@ -89,7 +88,7 @@ export class Stream {
           return this.open();
         }
         if (again === false) return this.#on.state("refused", refusal);
-      } else if (HOPELESS.has(refusal.status)) {
+      } else if (!refusal.passing) {
         return this.#on.state("refused", refusal);
       }
     }

@@ -132,7 +132,7 @@ export class Timeline {
     row.since = follows ? above.since : row.time;
     row.element.classList.toggle("follows", follows);
     day.hidden = !newDay;
-    day.textContent = newDay ? dayName(row.time) : "";
+    day.firstElementChild.textContent = newDay ? dayName(row.time) : "";
   }
 }
 

@@ -4,13 +4,13 @@ The claims are ``sub``, ``exp``, ``iat``, optional ``aud`` and ``iss``, ``name``
 ``"sse": {"publish": [selectors], "subscribe": [selectors]}``.
 
 Traps of PyJWT that are handled here: without being told it accepts a token that never expires, and an ``exp``
-of 10**400, which no clock can hold; a short HMAC key only warns; the algorithm must come from the settings,
-never from the token. The time is the caller's to say, because this floor has no clock.
+of 10**400, which no clock can hold; a short key only warns; a private RSA key signs but does not verify; the
+algorithm must come from the settings, never from the token. PyJWT checks the signature, and every claim is
+checked here, so that the refusal can say which. The time is the caller's to say, because this floor has no clock.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.types import Options
 
 from .errors import InvalidInput, InvalidToken, InvalidTopic, NotAllowed
@@ -32,18 +33,27 @@ CLOCK_SKEW_S = 60
 MAX_SUBJECT = 128
 MAX_NAME = 64
 MAX_SELECTORS = 100
-MIN_HMAC_KEY = 32
-"""Bytes of an HMAC key for SHA-256 (RFC 7518 § 3.2)."""
+
+KEYS = {
+    "HS256": "a secret of at least 32 bytes: openssl rand -base64 48",
+    "RS256": "an RSA public key in PEM, of at least 2048 bits",
+    "ES256": "a P-256 public key in PEM",
+    "EdDSA": "an Ed25519 public key in PEM",
+}
+"""The algorithms a token may be signed with, and the key that checks it (RFC 7518 § 3, RFC 8037)."""
 
 GUEST_PREFIX = "guest-"
 GUEST_TTL_S = 7 * 24 * 3600
 
 _OPTIONS: Options = {
     "enforce_minimum_key_length": True,
-    "verify_exp": False,  # the times and parties are checked here, strictly
+    "verify_exp": False,  # every claim is checked here, strictly
     "verify_nbf": False,
     "verify_iat": False,
     "verify_aud": False,
+    "verify_iss": False,
+    "verify_sub": False,
+    "verify_jti": False,
 }
 EVERYTHING = parse_selectors(["**"])
 """Every public topic."""
@@ -89,7 +99,7 @@ class Authority:
     a caller with one may do it too.
 
     Raises:
-      InvalidInput: the key does not fit the algorithm; the message says how.
+      InvalidInput: the key does not fit the algorithm; the message says what does.
     """
 
     def __init__(
@@ -106,13 +116,7 @@ class Authority:
         self._audience, self._issuer = audience, issuer
         self._anonymous = dict.fromkeys(anonymous, EVERYTHING)
         self._jwt = jwt.PyJWT(_OPTIONS)
-        if self.symmetric and len(key.encode()) < MIN_HMAC_KEY:
-            raise InvalidInput(f"an {algorithm} key needs at least {MIN_HMAC_KEY} bytes: openssl rand -base64 48")
-        try:
-            self._key = jwt.get_algorithm_by_name(algorithm).prepare_key(key)
-        except (jwt.InvalidKeyError, ValueError, TypeError, NotImplementedError):
-            kind = "an HMAC secret" if self.symmetric else "a PEM public key"
-            raise InvalidInput(f"the key is not {kind} for {algorithm}") from None
+        self._signs, self._verifies = _keys(key, algorithm)
 
     def anonymous(self) -> Grant:
         """The grant of a caller without a token."""
@@ -125,9 +129,12 @@ class Authority:
           InvalidToken: the token does not hold; the message says why, and never what it is.
         """
         try:
-            claims = self._jwt.decode(token, self._key, algorithms=[self.algorithm])
+            claims = self._jwt.decode(token, self._verifies, algorithms=[self.algorithm])
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise InvalidToken("the token is not one that was signed for this hub") from None
+        return self._grant(claims, now)
+
+    def _grant(self, claims: Mapping[str, Any], now: float) -> Grant:
         expires_at = _check_times(claims, now)
         self._check_parties(claims)
         subject = _text(claims, "sub", MAX_SUBJECT)
@@ -166,9 +173,8 @@ class Authority:
         optional = {"sub": subject, "name": name, "aud": self._audience, "iss": self._issuer}
         claims |= {claim: value for claim, value in optional.items() if value is not None}
         try:
-            _check_times(claims, now)
-            _text(claims, "sub", MAX_SUBJECT), _text(claims, "name", MAX_NAME)
-            return self._jwt.encode(claims, self._key, self.algorithm)
+            self._grant(claims, now)
+            return self._jwt.encode(claims, self._signs, self.algorithm)
         except InvalidToken as error:
             raise InvalidInput(str(error)) from None
         except (jwt.PyJWTError, TypeError, AttributeError):
@@ -193,6 +199,22 @@ class Authority:
             raise InvalidToken(f"the token was not issued by {self._issuer!r}")
 
 
+def _keys(key: str, algorithm: str) -> tuple[Any, Any]:
+    """The key, parsed once, to sign with (if it can) and to verify with."""
+    if algorithm not in KEYS:
+        raise InvalidInput(f"{algorithm!r} is no algorithm for tokens here: use one of {', '.join(KEYS)}")
+    method = jwt.get_algorithm_by_name(algorithm)
+    try:
+        signs = method.prepare_key(key)
+        # PyJWT knows a whole PEM file; one that an environment mangled would be a secret that everybody knows.
+        fits = method.check_key_length(signs) is None and not (algorithm == "HS256" and "-----BEGIN" in key)
+    except (jwt.InvalidKeyError, ValueError, TypeError, UnsupportedAlgorithm):
+        fits = False
+    if not fits:
+        raise InvalidInput(f"the key does not fit: {algorithm} needs {KEYS[algorithm]}")
+    return signs, signs.public_key() if hasattr(signs, "public_key") else signs
+
+
 def _check_times(claims: Mapping[str, Any], now: float) -> int:
     expires_at = _time(claims, "exp")
     if expires_at is None:
@@ -212,12 +234,8 @@ def _time(claims: Mapping[str, Any], claim: str) -> int | float | None:
     value = claims.get(claim)
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(min(value, 1e15))
-        or value < 0
-    ):
+    # Not "value < 0", which NaN is not either.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise InvalidToken(f'the token\'s "{claim}" is not a number of seconds since the epoch')
     return value
 
@@ -248,5 +266,5 @@ def _selectors(rights: Mapping[str, Any], right: str) -> tuple[Selector, ...]:
 def _own_inbox(subject: str | None) -> tuple[Selector, ...]:
     try:
         return () if subject is None else (Selector.parse(inbox(subject)),)
-    except InvalidTopic:  # a subject that is no segment of a topic has no inbox
+    except InvalidTopic:  # such as user/*: this subject has no inbox
         return ()

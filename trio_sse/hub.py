@@ -15,20 +15,18 @@ from dataclasses import dataclass
 
 import trio
 
-from .broadcast import SLICE, Broadcaster, EndReason
+from .broadcast import Broadcaster, EndReason
 from .errors import HubFailed, InvalidEvent, InvalidTopic, JournalError, TooLarge
 from .event import Event, EventID
 from .journal import Journal, JournalStatistics, Retention, open_journal
 from .record import RESERVED_PREFIX, Draft
 from .subscription import Desk, Subscription
+from .ticker import Ticker
 from .topic import Selector, check_topic, parse_selectors
 from .wire import MAX_DATA
 
 MAX_KEY = 256
 """Most characters in an event's key."""
-
-HEARTBEAT_MARGIN = 0.9
-"""The heart beats at this share of the promised longest silence, so that the promise holds."""
 
 WATCH_S = 1.0
 """Between two events whose latency is measured, at least so many seconds."""
@@ -60,8 +58,7 @@ class Hub:
         self.journal = journal
         self.broadcaster = Broadcaster()
         self.failed = False
-        self._heartbeat_s = heartbeat_s
-        self._desk = Desk(journal, self.broadcaster, buffer_events)
+        self._desk = Desk(journal, self.broadcaster, Ticker(heartbeat_s), buffer_events)
         self._published = 0
 
     # -- publishing ---------------------------------------------------------------------------------------
@@ -125,7 +122,7 @@ class Hub:
         try:
             with self.journal.follow() as follower:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._tick)
+                    nursery.start_soon(self._desk.streams.run)
                     nursery.start_soon(self._trim)
                     task_status.started()
                     watched_at = -WATCH_S
@@ -142,19 +139,6 @@ class Hub:
         finally:
             self.end_streams("failed" if self.failed else "shutdown")
 
-    async def _tick(self) -> None:
-        """Beat the heart of every stream once in each period, a slice at a time."""
-        period = self._heartbeat_s * HEARTBEAT_MARGIN
-        while True:
-            began = trio.current_time()
-            streams = list(self._desk.streams)
-            slices = range(0, len(streams), SLICE)
-            for number, begin in enumerate(slices, 1):
-                await trio.sleep_until(began + period * number / len(slices))
-                for stream in streams[begin : begin + SLICE]:
-                    stream.beat()
-            await trio.sleep_until(began + period)
-
     async def _trim(self) -> None:
         """Remove events as they grow too old, also when nobody publishes."""
         while True:
@@ -165,7 +149,7 @@ class Hub:
     def end_streams(self, reason: EndReason) -> None:
         """Take no more streams, and tell every open one to say goodbye."""
         self._desk.ending = self._desk.ending or reason
-        for stream in list(self._desk.streams):
+        for stream in self._desk.streams:
             stream.end(reason)
         self.broadcaster.close(reason)
 

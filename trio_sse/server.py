@@ -7,6 +7,8 @@ What is mended here, and why (each was seen with Hypercorn 0.18.0):
 - A write to a client that never reads is shielded from cancellation and has no deadline: the client holds its
   memory for ever, and so does a shutdown. Our ``protocol_send`` keeps the lock and the shield and adds the
   deadline.
+- A client that has closed an idle connection keeps its task and descriptor until the keep-alive time is over. Here
+  they go with the client.
 - The application is not told that the server is going away. :func:`wait_shutdown` tells it.
 - Streams are cut at ``graceful_timeout``, which must be later than our goodbyes; ``backlog`` is too small for a
   thousand browsers that come back at once.
@@ -80,6 +82,7 @@ current_connection: ContextVar[Connection | None] = ContextVar("trio_sse_connect
 _worker: trio.lowlevel.RunVar[WorkerContext | None] = trio.lowlevel.RunVar("trio_sse_worker", None)
 _limits: _Limits | None = None
 _run = TCPServer.run
+_read_data = TCPServer._read_data
 _protocol_send = TCPServer.protocol_send
 _worker_serve = hypercorn.trio.run.worker_serve
 
@@ -103,6 +106,7 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
     _limits = _Limits(write_timeout_s, drain_s)
     patches: list[tuple[Any, str, object]] = [
         (TCPServer, "run", _guarded_run),
+        (TCPServer, "_read_data", _read_data_then_stop_idling),
         (TCPServer, "protocol_send", _bounded_protocol_send),
         (hypercorn.trio.run, "WorkerContext", _KnownWorkerContext),
         (hypercorn.trio.run, "worker_serve", _prepared_worker_serve),
@@ -147,6 +151,12 @@ def _end_when_vanished(stream: trio.abc.Stream) -> None:
     with contextlib.suppress(OSError):  # a Unix socket has no such option
         milliseconds = int(_known_limits().write_timeout_s * 1000)
         transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+async def _read_data_then_stop_idling(self: TCPServer) -> None:
+    """``TCPServer._read_data``, after which nobody waits for the client's next request any more."""
+    await _read_data(self)
+    await self.idle_task.stop()
 
 
 async def _bounded_protocol_send(self: TCPServer, event: Event) -> None:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticUseDefault
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .auth import Authority
@@ -12,17 +22,28 @@ from .errors import InvalidInput
 
 PREFIX = "TRIO_SSE_"
 
+MAX_S = 24 * 3600
+"""The longest heartbeat, write timeout and drain. What waits for ever promises nothing."""
+
 Right = Literal["publish", "subscribe"]
+
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _check_origin(origin: str) -> str:
-    if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+    """The origin as a browser writes it, to be compared letter by letter."""
+    written = origin.strip().removesuffix("/").lower()
+    if not _ORIGIN.fullmatch(written):
         raise ValueError(f"{origin!r} is not an origin such as https://app.example: scheme and host, no path")
-    return origin
+    return written
 
 
 class Settings(BaseSettings):
-    """What the operator may choose. Each field is the variable ``TRIO_SSE_`` and its name in capitals."""
+    """What the operator may choose. Each field is the variable ``TRIO_SSE_`` and its name in capitals.
+
+    An empty variable counts as one that is not set, but for two: an empty ``anonymous`` allows nothing, and an
+    empty ``jwt_key`` is refused, since a secret that failed to arrive must not open the hub to everyone.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -47,23 +68,33 @@ class Settings(BaseSettings):
     retention_events: int = Field(1_000, ge=1, description="events kept of each topic")
     retention_seconds: float = Field(7 * 24 * 3600, gt=0, description="seconds for which an event is kept")
     retention_bytes: int = Field(256 * 1024 * 1024, ge=1, description="bytes of events kept in all")
-    heartbeat_s: float = Field(15, gt=0, description="seconds that a stream is silent at the longest")
-    write_timeout_s: float = Field(20, gt=0, description="seconds for which a client may take no byte")
-    drain_s: float = Field(5, ge=0, description="seconds for goodbyes when the server is stopped")
+    heartbeat_s: float = Field(15, gt=0, le=MAX_S, description="seconds that a stream is silent at the longest")
+    write_timeout_s: float = Field(20, gt=0, le=MAX_S, description="seconds for which a client may take no byte")
+    drain_s: float = Field(5, ge=0, le=MAX_S, description="seconds for goodbyes when the server is stopped")
     buffer_events: int = Field(256, ge=1, description="events that wait for a slow client in memory")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object, info: ValidationInfo) -> object:
+        if value == "" and info.field_name not in ("jwt_key", "anonymous"):
+            raise PydanticUseDefault
+        return value
 
     @field_validator("anonymous", "allow_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+            return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
     @model_validator(mode="after")
     def _check_key(self) -> Self:
         if self.jwt_key is not None:
+            key = self.jwt_key.get_secret_value()
+            if not key:
+                raise ValueError(f"{PREFIX}JWT_KEY: it is empty: give a key, or unset it for development mode")
             try:
-                self.authority(self.jwt_key.get_secret_value())
+                self.authority(key)
             except InvalidInput as error:
                 raise ValueError(f"{PREFIX}JWT_KEY: {error}") from None
         elif self.jwt_algorithm != "HS256":

@@ -138,7 +138,6 @@ class StreamBody(ResponseBody):
         self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s
         self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
         self._frames: Source
-        self._streams: dict[Any, None] = {}
         self._opened = False
         self._reason: EndReason | None = None
         self._finished = False
@@ -164,19 +163,21 @@ class StreamBody(ResponseBody):
         source: AbstractAsyncContextManager[Source]
         if isinstance(self.source, Subscription):
             source = self.source
-            self._streams = self.source.desk.streams
         else:
             source = _Foreign(self.source, self.end)
         self._frames = await self._resources.enter_async_context(source)
-        self._streams[self] = None
-        if isinstance(self.source, Subscription) and self.source.desk.ending is not None:
-            self.end(self.source.desk.ending)
+        if isinstance(self.source, Subscription):
+            desk = self.source.desk
+            desk.streams.add(self)
+            if desk.ending is not None:
+                self.end(desk.ending)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._streams.pop(self, None)
+        if isinstance(self.source, Subscription):
+            self.source.desk.streams.discard(self)
         await self._resources.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -235,7 +236,8 @@ class StreamBody(ResponseBody):
         return frames
 
     def _goodbye(self, reason: EndReason) -> bytes:
-        span = max(1000, SPREAD_MS_PER_STREAM * len(self._streams))
+        streams = len(self.source.desk.streams) if isinstance(self.source, Subscription) else 1
+        span = max(1000, SPREAD_MS_PER_STREAM * streams)
         retry = self._retry_ms + random.randrange(span)
         return wire.encode(Event(json.dumps({"reason": reason}), type=RESERVED_PREFIX + "goodbye", retry=retry))
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import trio
 
@@ -27,6 +27,7 @@ from .errors import InvalidEventID
 from .event import ORIGIN, EventID
 from .journal import Journal, Page
 from .record import Gap, GapReason, Record
+from .ticker import Ticker
 from .topic import Selector
 
 PAGE = 256
@@ -36,25 +37,14 @@ EARLIEST = "earliest"
 """In place of a cursor: everything that is kept."""
 
 
-class Stream(Protocol):
-    """What carries a subscription to a client, as a hub sees it."""
-
-    def beat(self) -> None:
-        """Send a heartbeat, unless bytes are on their way already."""
-
-    def end(self, reason: EndReason) -> None:
-        """Say goodbye and finish."""
-
-
 @dataclass(slots=True)
 class Desk:
     """What all subscriptions of one hub share."""
 
     journal: Journal
     broadcaster: Broadcaster
+    streams: Ticker
     buffer_events: int
-    streams: dict[Stream, None] = field(default_factory=dict)
-    """The open streams; each is here from its first byte to its last."""
     ending: EndReason | None = None
     """Why no more streams are taken, once they are not."""
     delivered: int = 0

@@ -22,6 +22,7 @@ from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
 from .caller import grant_of
 from .connection import HTTPConnection, Request
+from .websocket import NoWebSocket
 
 DEVELOPMENT_KEY = "development key"
 CORS_AGE = timedelta(hours=1)
@@ -33,6 +34,7 @@ class TrioSSE(QuartTrio):
     """The application: one hub for as long as the server lives."""
 
     asgi_http_class = HTTPConnection
+    asgi_websocket_class = NoWebSocket
     request_class = Request
 
     def __init__(self, settings: Settings) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping
-from typing import Any, cast
-from urllib.parse import parse_qsl
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus
 
 from quart import Request
 
@@ -37,7 +37,6 @@ def grant_of(request: Request, authority: Authority, *, query_token: bool) -> Gr
         token = request.cookies.get(COOKIE)
     if token is None and query_token:
         token = next(iter(parameters(request).get(PARAMETER, [])), None)
-        _hide_token(cast(MutableMapping[str, Any], request.scope))
     return authority.anonymous() if token is None else authority.verify(token, time.time())
 
 
@@ -58,8 +57,8 @@ def parameters(request: Request) -> dict[str, list[str]]:
     return values
 
 
-def _hide_token(scope: MutableMapping[str, Any]) -> None:
-    """Take the token's value out of what the server will write into its access log."""
-    parts = scope["query_string"].split(b"&")
-    hidden = [b"token=..." if part.split(b"=")[0] == b"token" else part for part in parts]
-    scope["query_string"] = b"&".join(hidden)
+def hide_token(scope: MutableMapping[str, Any]) -> None:
+    """Take a token's value out of what the server will write into its access log; also where none is accepted."""
+    parts = scope["query_string"].decode("latin-1").split("&")
+    hidden = [f"{PARAMETER}=..." if unquote_plus(part.partition("=")[0]) == PARAMETER else part for part in parts]
+    scope["query_string"] = "&".join(hidden).encode("latin-1")

@@ -7,7 +7,7 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from quart import Response, request
+from quart import Response, has_websocket_context, request
 from werkzeug.exceptions import (
     HTTPException,
     MethodNotAllowed,
@@ -48,6 +48,8 @@ async def from_own(error: TrioSSEError) -> Response:
 
 async def from_http(error: HTTPException) -> Response:
     """What Quart and Werkzeug raise, said in our words where they have none."""
+    if has_websocket_context():
+        return respond(400, "there are no WebSockets here: GET /events is an event stream")
     status = error.code or 500
     detail = error.description or HTTPStatus(status).phrase
     if isinstance(error, NotFound):
@@ -67,5 +69,5 @@ async def from_http(error: HTTPException) -> Response:
 
 async def from_bug(error: Exception) -> Response:
     """What nobody expected: the log has it, the client is told no more than that."""
-    log.error("a request to %s failed", request.path, exc_info=error)
+    log.error("a request to %r failed", request.path, exc_info=error)
     return respond(500, "the server made a mistake, which is in its log")

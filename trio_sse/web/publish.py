@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Never
 
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
+from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
 from ..errors import InvalidEvent, InvalidInput, TrioSSEError
@@ -26,11 +28,13 @@ PREFIX = b"/topics/"
 PLAIN_TYPES = ("", "text/plain", "application/x-www-form-urlencoded")  # the last is what curl -d says
 ACKNOWLEDGEMENTS = "application/x-ndjson"
 
+_NUMBER = re.compile("0|[1-9][0-9]{0,14}")  # which every reader of JSON reads exactly; other names stay text
+
 
 class AnyPath(BaseConverter):
     """Everything behind a prefix, also what is empty or begins with a slash: the topic's own rules judge it."""
 
-    regex = ".*"
+    regex = "(?s:.*)"
     part_isolating = False
 
 
@@ -75,9 +79,16 @@ def add_routes(app: TrioSSE) -> None:
 
 
 def _topic_of_request() -> str:
-    """The topic, from the path as it came over the wire."""
+    """The topic, from the path as it came over the wire.
+
+    Raises:
+      NotFound: the path leads here only when it is decoded, so it does not say where its topic begins.
+    """
     raw: bytes = request.scope["raw_path"]
-    return topic_from_path(raw[raw.index(PREFIX) + len(PREFIX) :])
+    prefix = request.root_path.encode() + PREFIX
+    if not raw.startswith(prefix):
+        raise NotFound
+    return topic_from_path(raw[len(prefix) :])
 
 
 def _one(values: dict[str, list[str]], name: str) -> str | None:
@@ -191,23 +202,36 @@ class _Acknowledgements(ResponseBody):
     async def _commit(self, piece: bytes) -> int | str | None:
         """Append the events that this piece completes; what to acknowledge, or none where there is nothing."""
         events: list[Event] = []
-        number: str | None = None
+        numbers: list[str | None] = []
         try:
             for received in self._decoder.feed(piece):
                 events.append(Event(received.data, type=received.type))
-                number = received.id
+                numbers.append(received.id)
         except TrioSSEError as error:
             self._fault = error
-        if not events:
-            return None
-        try:
-            ids = await self._hub.publish_many(self._topic, events)
-        except TrioSSEError as error:
-            self._fault = error
+        ids = await self._append(events)
+        if not ids:
             return None
         self._count += len(ids)
         self._last = ids[-1]
-        return self._count if number is None else int(number) if number.isascii() and number.isdigit() else number
+        number = numbers[len(ids) - 1]
+        if number is None:
+            return self._count
+        return int(number) if _NUMBER.fullmatch(number) else number
+
+    async def _append(self, events: list[Event]) -> list[EventID]:
+        """Append all of them at once or, where one cannot be published, those before it; then the fault stands."""
+        if not events:
+            return []
+        try:
+            return await self._hub.publish_many(self._topic, events)
+        except TrioSSEError as error:
+            self._fault = error
+        half = len(events) // 2
+        if half == 0 or not isinstance(self._fault, InvalidInput):
+            return []
+        ids = await self._append(events[:half])
+        return ids + await self._append(events[half:]) if len(ids) == half else ids
 
     async def __aenter__(self) -> _Acknowledgements:
         return self

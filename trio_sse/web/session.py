@@ -15,6 +15,7 @@ from quart import Response, request
 
 from ..auth import Grant
 from ..errors import InvalidInput, InvalidToken, NotAllowed
+from ..wire import CONTENT_TYPE
 from .caller import COOKIE, bearer
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def add_routes(app: TrioSSE) -> None:
 async def _guest_name(app: TrioSSE) -> str:
     if not app.guests_allowed:
         raise InvalidToken("guests are not let in here: send your token as Authorization: Bearer <token>")
+    if request.mimetype == CONTENT_TYPE:
+        raise InvalidInput("a stream of events goes to /topics/<topic>: send the name as JSON")
     try:
         name = json.loads(await request.get_data())["name"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -1,0 +1,198 @@
+"""What the tests of the whole system share: a server for a module, and clients that see every byte."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any, Self
+
+import pytest
+
+from trio_sse.auth import Authority
+
+from .serving import Server, serving
+
+WITHIN_S = 10.0
+"""How long a test waits for what should come at once."""
+
+KEY = "an example key, long enough to sign with"
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The module's server, of its APP, PROGRAM, ENV and ARGS; it must end well, and have no traceback in its log."""
+    module, folder = request.module, tmp_path_factory.mktemp("hub")
+    env = {"TRIO_SSE_JOURNAL": "memory:", **getattr(module, "ENV", {})}
+    app = getattr(module, "APP", "trio_sse.app:app")
+    if program := getattr(module, "PROGRAM", None):
+        (folder / "program.py").write_text(program)
+        app = "program:app"
+    with serving(app, folder=folder, env=env, args=getattr(module, "ARGS", ())) as server:
+        yield server
+        assert server.terminate() == 0
+        assert "Traceback" not in server.log()
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic that no other test uses."""
+    return f"test/{next(_names)}"
+
+
+def sign(subject: str | None = "ada", *, ttl_s: int = 60, key: str = KEY, **rights: list[str]) -> str:
+    """A token; ``rights`` are ``publish`` and ``subscribe``."""
+    return Authority(key).issue(subject, now=time.time(), ttl_s=ttl_s, **rights)
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header that carries a token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def eventually(holds: Callable[[], bool], within: float = WITHIN_S) -> bool:
+    """Whether it comes to hold in time."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return holds()
+
+
+@dataclass
+class Answer:
+    """A whole response."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, which is one JSON value."""
+        return json.loads(self.body)
+
+    @property
+    def lines(self) -> list[Any]:
+        """The body, which is one JSON value a line."""
+        return [json.loads(line) for line in self.body.splitlines()]
+
+
+def ask(
+    server: Server,
+    method: str,
+    target: str,
+    body: bytes | Iterator[bytes] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """One request, its target as it stands; a body that is an iterator goes in chunks."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WITHIN_S)
+    try:
+        connection.request(method, target, body, dict(headers or {}))
+        with connection.getresponse() as response:
+            return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+def publish(server: Server, topic: str, data: str = "x", headers: Mapping[str, str] | None = None) -> str:
+    """Publish one event; returns its ID."""
+    answer = ask(server, "POST", f"/topics/{topic}", data.encode(), headers)
+    assert answer.status == 201, answer.body
+    id: str = answer.json["id"]
+    return id
+
+
+def last_event_id(server: Server, topic: str) -> str | None:
+    """The newest ID of a public topic."""
+    last: str | None = ask(server, "GET", f"/topics/{topic}").json["last_event_id"]
+    return last
+
+
+def metric(server: Server, name: str) -> float:
+    """One number of ``/metrics``."""
+    lines = ask(server, "GET", "/metrics").body.decode().splitlines()
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name + " "))
+
+
+class Listener:
+    """A subscriber, who takes one block after another; a context manager that leaves at its end."""
+
+    def __init__(self, server: Server, target: str, headers: Mapping[str, str] | None = None) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WITHIN_S)
+        self._connection.request("GET", target, headers=dict(headers or {}))
+        self.response = self._connection.getresponse()
+        self._buffer = b""
+
+    def take(self, end: bytes = b"\n\n") -> bytes:
+        """The next bytes, up to ``end``: a block and its blank line."""
+        while end not in self._buffer:
+            piece = self.response.read1(65536)
+            assert piece, f"the stream ended after {self._buffer!r}"
+            self._buffer += piece
+        taken, _, self._buffer = self._buffer.partition(end)
+        return taken + end
+
+    def event(self) -> dict[str, str]:
+        """The fields of the next block, without comments; of several data lines, one text."""
+        fields: dict[str, str] = {}
+        for line in self.take().decode().split("\n"):
+            name, _, value = line.partition(": ")
+            if name and not line.startswith(":"):
+                fields[name] = fields[name] + "\n" + value if name in fields else value
+        return fields
+
+    def rest(self) -> bytes:
+        """Everything that still comes until the stream ends."""
+        return self._buffer + self.response.read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.response.close()
+        self._connection.close()
+
+
+class Wire:
+    """A bare TCP connection; a context manager that closes at its end."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN_S)
+        self._buffer = b""
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def chunk(self, data: bytes) -> None:
+        """Send one chunk of a chunked body; an empty one ends it."""
+        self.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def take(self, end: bytes) -> bytes:
+        """The next bytes, up to ``end``."""
+        while end not in self._buffer:
+            piece = self.socket.recv(65536)
+            assert piece, f"the connection was closed after {self._buffer!r}"
+            self._buffer += piece
+        taken, _, self._buffer = self._buffer.partition(end)
+        return taken + end
+
+    def rest(self) -> bytes:
+        """Everything that still comes until the other side closes."""
+        while piece := self.socket.recv(65536):
+            self._buffer += piece
+        return self._buffer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
