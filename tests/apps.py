@@ -37,6 +37,6 @@ async def break_hub() -> Response:
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError("broken for a test")
 
-    app.hub.broadcaster.deliver = broken  # type: ignore[method-assign]
+    app.hub.broadcaster.deliver = broken  # type: ignore[assignment, method-assign]
     await app.hub.publish("lobby", "the last straw")
     return Response("broken\n")

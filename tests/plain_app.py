@@ -45,4 +45,3 @@ async def fails() -> Response:
         raise ZeroDivisionError
 
     return EventStream(source())
-

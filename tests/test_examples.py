@@ -887,6 +887,21 @@ def test_app_goes_on_after_the_last_event_id(app: App) -> None:
     assert event == f"id: {missed}\ndata: missed\n\n".encode()
 
 
+@pytest.mark.parametrize("app", ["quart_app"], indirect=True)
+def test_app_streams_a_channel_until_it_is_closed(app: App) -> None:
+    """The progress of a job, then the end."""
+    reported = b"".join(b"event: progress\ndata: %d %%\n\n" % percent for percent in range(0, 101, 20))
+    done = b"event: done\ndata: done\n\n"
+    assert httpx.get(f"{app.server.url}/progress").content == b": stream\nretry: 2000\n" + reported + done
+
+
+@pytest.mark.parametrize("app", ["fastapi_app"], indirect=True)
+@pytest.mark.parametrize("topic", ["", "room//42", "user/*"])
+def test_app_refuses_what_is_no_topic(app: App, topic: str) -> None:
+    """The library's own errors become answers."""
+    assert httpx.get(f"{app.server.url}/events/{topic}").status_code == 400
+
+
 def test_app_says_goodbye(app: App) -> None:
     """On SIGTERM streams end in good order, and the process exits with zero. (The last test of each.)"""
     with reading(app.events) as stream:
@@ -894,17 +909,3 @@ def test_app_says_goodbye(app: App) -> None:
         assert app.server.terminate(within=WITHIN_S) == 0
         assert stream.rest().endswith(b'\ndata: {"reason": "shutdown"}\n\n')
     assert "Traceback" not in app.server.log()
-
-
-def test_quart_app_streams_a_channel_until_it_is_closed(folder: Path) -> None:
-    """The progress of a job, then the end; and a topic that is none is refused."""
-    with serving("examples.quart_app:app", folder=folder, ready_path="/nothing") as server:
-        progress = httpx.get(f"{server.url}/progress").content
-    reported = b"".join(b"event: progress\ndata: %d %%\n\n" % percent for percent in range(0, 101, 20))
-    assert progress == b": stream\nretry: 2000\n" + reported + b"event: done\ndata: done\n\n"
-
-
-def test_fastapi_app_refuses_what_is_no_topic(folder: Path) -> None:
-    """The library's own errors become answers."""
-    with serving("examples.fastapi_app:app", folder=folder, ready_path="/nothing") as server:
-        assert httpx.get(f"{server.url}/events/").status_code == 400

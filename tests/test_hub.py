@@ -168,7 +168,7 @@ async def test_a_hub_that_breaks_ends_everything(autojump_clock: trio.testing.Mo
                 async def break_down(*_: object) -> None:
                     raise ZeroDivisionError
 
-                hub.broadcaster.deliver = break_down  # type: ignore[method-assign]
+                hub.broadcaster.deliver = break_down  # type: ignore[assignment, method-assign]
                 await hub.publish("a", "x")
                 await trio.sleep_forever()
     assert caught.group_contains(ZeroDivisionError)

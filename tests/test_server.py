@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import hypercorn.trio.run as run
 import pytest
+import trio
 from h2.connection import H2Connection
+from hypercorn.config import Config
+from hypercorn.utils import wrap_app
 
 from tests.serving import Server, free_port, serving
 from trio_sse import server as room
@@ -187,7 +191,9 @@ def test_a_view_sees_its_connection_under_any_framework(tmp_path: Path) -> None:
         assert httpx.get(f"{running.url}/connection").text == "SocketStream"
 
 
-def test_an_unknown_hypercorn_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_hypercorn_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The guard stands aside, and says so."""
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "9.9.9")
     assert not room.guard_hypercorn(write_timeout_s=1, drain_s=1)
@@ -199,7 +205,7 @@ def test_an_unknown_hypercorn_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_stream_that_is_never_read_is_let_go(server: Server) -> None:
     """After the write timeout the client is gone from the hub, and its connection is closed."""
-    reader = Reader(server, "/events?topic=flood", read=False)
+    Reader(server, "/events?topic=flood", read=False)
     eventually(lambda: worker(server)["streams"], lambda streams: streams == 1)
     deadline = time.monotonic() + 30
     while worker(server)["streams"] and time.monotonic() < deadline:
@@ -293,9 +299,6 @@ def test_a_foreign_stream_says_goodbye_too(tmp_path: Path) -> None:
 
 def test_streams_are_given_the_drain_time_and_a_longer_queue() -> None:
     """The graceful timeout lies behind our goodbyes, and the kernel keeps more connections than a hundred."""
-    import trio
-    from hypercorn.config import Config
-
     config = Config()
     config.bind = [f"127.0.0.1:{free_port()}"]
     sockets = config.create_sockets()
@@ -306,27 +309,19 @@ def test_streams_are_given_the_drain_time_and_a_longer_queue() -> None:
         await send({"type": "lifespan.startup.complete"})
         await receive()
 
-    async def main() -> None:
-        import hypercorn.trio.run as run
+    application: Any = app
 
+    async def main() -> None:
         async def at_once() -> None:
             pass
 
-        await run.worker_serve(_Wrapped(app), config, sockets=sockets, shutdown_trigger=at_once)
+        await run.worker_serve(wrap_app(application, 0, "asgi"), config, sockets=sockets, shutdown_trigger=at_once)
 
     trio.run(main)
     assert config.graceful_timeout == 7.5
     assert config.backlog == room.BACKLOG
     for sock in sockets.insecure_sockets:
         sock.close()
-
-
-class _Wrapped:
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any, *_: Any) -> None:
-        await self.app(scope, receive, send)
 
 
 def test_a_worker_whose_parent_was_killed_ends_too(own_server: Server) -> None:
@@ -415,5 +410,3 @@ def test_many_streams_get_every_event_and_leave_nothing(own_server: Server) -> N
 def test_two_thousand_streams_get_every_event_and_leave_nothing(own_server: Server) -> None:
     """The same at full length: 2,000 streams, 20 events at one a second."""
     _many_streams_get_everything(own_server, streams=2000, events=20, every_s=1)
-
-

@@ -52,9 +52,7 @@ def data_of(records: Iterable[Record]) -> list[str]:
 class JournalContract:
     """What every journal promises, one fact a test."""
 
-    def open_journal(
-        self, retention: Retention, clock: Callable[[], float]
-    ) -> AbstractAsyncContextManager[Journal]:
+    def open_journal(self, retention: Retention, clock: Callable[[], float]) -> AbstractAsyncContextManager[Journal]:
         """Open an empty journal; the one thing a subclass says."""
         raise NotImplementedError
 

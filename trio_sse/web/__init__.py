@@ -34,7 +34,7 @@ class TrioSSE(QuartTrio):
     """The application: one hub for as long as the server lives."""
 
     asgi_http_class = HTTPConnection
-    asgi_websocket_class = NoWebSocket
+    asgi_websocket_class = NoWebSocket  # type: ignore[assignment]
     request_class = Request
 
     def __init__(self, settings: Settings) -> None:

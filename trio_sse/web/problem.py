@@ -7,7 +7,7 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from quart import Response, has_websocket_context, request
+from quart import Response, request
 from werkzeug.exceptions import (
     HTTPException,
     MethodNotAllowed,
@@ -48,8 +48,6 @@ async def from_own(error: TrioSSEError) -> Response:
 
 async def from_http(error: HTTPException) -> Response:
     """What Quart and Werkzeug raise, said in our words where they have none."""
-    if has_websocket_context():
-        return respond(400, "there are no WebSockets here: GET /events is an event stream")
     status = error.code or 500
     detail = error.description or HTTPStatus(status).phrase
     if isinstance(error, NotFound):
