@@ -3,7 +3,8 @@
     .venv/bin/python -m examples.chat
 
 Then open http://127.0.0.1:8083/ in two windows. Each client has a bounded channel in the hub. One that is too slow
-for it is not waited for, and loses nothing: it is given the rest from the journal, at its own pace.
+for it is not waited for, and loses nothing: it is given the rest from the journal, at its own pace. (Should the
+journal no longer keep it all, the stream says so, and so does the page.)
 """
 
 from __future__ import annotations

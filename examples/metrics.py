@@ -53,7 +53,7 @@ async def measure() -> None:
         now = read_cpu_time()
         measurement = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cpu": round(1 - (now.idle - before.idle) / max(1, now.total - before.total), 3),
+            "cpu": round(busy_share(before, now), 3),
             "memory": round(read_memory_used(), 3),
             "streams": app.hub.statistics().streams,
         }
@@ -64,6 +64,12 @@ async def measure() -> None:
 def read_cpu_time() -> CPUTime:
     user, nice, system, idle, iowait, *other = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
     return CPUTime(idle + iowait, user + nice + system + idle + iowait + sum(other))
+
+
+def busy_share(before: CPUTime, now: CPUTime) -> float:
+    """The share of the time between two readings in which the processors were busy."""
+    total = now.total - before.total
+    return min(1.0, max(0.0, 1 - (now.idle - before.idle) / total)) if total > 0 else 0.0
 
 
 def read_memory_used() -> float:

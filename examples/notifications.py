@@ -32,8 +32,9 @@ app.config["EVERY_S"] = 1.0
 @app.get("/events")
 async def events() -> Response:
     """Notifications, each an ``event: notification``."""
-    stream = EventStream(app.hub.subscribe(TOPIC, last_event_id=request.headers.get("Last-Event-ID")))
-    return log_departure(stream, str(request.remote_addr))
+    subscription = app.hub.subscribe(TOPIC, last_event_id=request.headers.get("Last-Event-ID"))
+    await subscription.locate()  # from now on, not only from the first bytes on
+    return log_departure(EventStream(subscription), str(request.remote_addr))
 
 
 @app.before_serving

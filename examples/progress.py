@@ -40,16 +40,17 @@ async def progress() -> Response | tuple[str, int]:
     done = int(last) if last in map(str, range(1, STEPS + 1)) else 0
     if done == STEPS:
         return "", 204
-    to_stream, from_worker = trio.open_memory_channel[Event](0)
+    to_stream, from_worker = trio.open_memory_channel[Event](STEPS)
     app.nursery.start_soon(work, to_stream, done)
     return EventStream(from_worker)
 
 
 async def work(to_stream: trio.MemorySendChannel[Event], done: int) -> None:
-    """Do what is left to do. Without a buffer, the job is never further than one step ahead of its reader.
+    """Do what is left to do.
 
     When the client leaves, the stream closes its end of the channel, and the next step finds nobody there: the
-    work does not outlive the request. (The nursery is everybody's, so a real job catches its own errors.)
+    work does not outlive the request. The channel has room for every step, so the worker never waits for a reader,
+    not even for one that asked for the headers only. (The nursery is everybody's: a real job catches its errors.)
     """
     try:
         async with to_stream:

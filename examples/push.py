@@ -43,11 +43,9 @@ async def events() -> Response:
     """The messages to the bearer of a token, until it expires."""
     grant, inbox = bearer_of(request.headers.get("Authorization") or request.args.get("token"))
     assert grant.expires_at is not None, "a token without an end is not valid"
-    stream = EventStream(
-        app.hub.subscribe(inbox, last_event_id=request.headers.get("Last-Event-ID")),
-        expires_in_s=grant.expires_at - time.time(),
-    )
-    return log_departure(stream, str(grant.subject))
+    subscription = app.hub.subscribe(inbox, last_event_id=request.headers.get("Last-Event-ID"))
+    await subscription.locate()  # so that nothing is missed that is pushed between the headers and the first bytes
+    return log_departure(EventStream(subscription, expires_in_s=grant.expires_at - time.time()), str(grant.subject))
 
 
 @app.get("/msg")

@@ -61,12 +61,13 @@ async def publish() -> Response:
 @app.get("/progress")
 async def progress() -> Response:
     """The progress of a job, through a memory channel."""
-    to_stream, from_job = trio.open_memory_channel[Event](0)
+    to_stream, from_job = trio.open_memory_channel[Event](10)
     app.nursery.start_soon(job, to_stream)
     return EventStream(from_job)
 
 
 async def job(to_stream: trio.MemorySendChannel[Event]) -> None:
+    """Six reports, and the last. There is room for all of them: the job waits for no reader."""
     try:
         async with to_stream:
             for percent in range(0, 101, 20):

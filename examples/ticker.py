@@ -13,7 +13,7 @@ send data, type             ``hub.publish(topic, Event(data, type="..."))``; the
 send data, type, your ID    ``EventStream(channel)``, and into it ``Event(data, type="...", id="...")``
 send a retry                ``EventStream(..., retry_ms=2000)``
 count the consumers         ``hub.subscribers(topic)``
-close all                   ``hub.end_streams("ended")``; each says goodbye first
+close all                   ``hub.end_streams("ended")``: each says goodbye; the hub takes no more
 write timeout               ``guard_hypercorn(write_timeout_s=20, ...)``
 idle timeout                ``open_hub(heartbeat_s=15)``: an idle stream beats, so who left is found out;
                             ``EventStream(..., expires_in_s=1800)`` ends any stream in time

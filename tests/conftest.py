@@ -185,6 +185,15 @@ class Wire:
         taken, _, self._buffer = self._buffer.partition(end)
         return taken + end
 
+    def take_bytes(self, count: int) -> bytes:
+        """The next so many bytes."""
+        while len(self._buffer) < count:
+            piece = self.socket.recv(65536)
+            assert piece, f"the connection was closed after {self._buffer!r}"
+            self._buffer += piece
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
     def rest(self) -> bytes:
         """Everything that still comes until the other side closes."""
         while piece := self.socket.recv(65536):

@@ -9,7 +9,7 @@ that would share a stream out among the clones, not copy it.)
 An outlet that cannot take a record is *lagging*: it is closed and forgotten. Its subscription notices, catches up
 from the journal in its own time, and attaches a new outlet. So a slow client costs a bounded channel.
 
-What a record of N subscribers costs: one look-up of the topic, and N times one ``offer``.
+What a batch of N subscribers costs: a look-up of each topic, and N times one ``offer``.
 """
 
 from __future__ import annotations
@@ -165,22 +165,24 @@ class Broadcaster:
         outlet.end_selector(selector, reason)
 
     async def deliver(self, batch: Iterable[Record]) -> None:
-        """Offer each record, in order, to every outlet that matches it, once.
+        """Offer every outlet those records of the batch that it matches: each once, in order, all together.
 
-        Who attaches meanwhile finds the record in the journal; who leaves is skipped.
+        Together, because a subscriber that wakes up to several records writes them at once. Who attaches
+        meanwhile finds the records in the journal; who leaves is skipped.
         """
-        served = 0
+        shares: dict[Outlet, list[Record]] = {}
         for record in batch:
-            departures = self._departures
             for outlet in self.audience(record.topic):
-                if served % SLICE == 0:
-                    await trio.lowlevel.checkpoint()
-                served += 1
-                if departures != self._departures and not matching(outlet.selectors, record.topic):
-                    continue  # it left, lagged or lost the selector since the audience was taken
-                if not outlet.offer((record,)):
-                    self.lagging += 1
-                    self.detach(outlet, "lagging")
+                shares.setdefault(outlet, []).append(record)
+        departures = self._departures
+        for served, (outlet, share) in enumerate(shares.items()):
+            if served % SLICE == 0:
+                await trio.lowlevel.checkpoint()
+            if departures != self._departures:  # somebody left, lagged or lost a selector since: it, perhaps
+                share = [record for record in share if matching(outlet.selectors, record.topic)]
+            if share and not outlet.offer(share):
+                self.lagging += 1
+                self.detach(outlet, "lagging")
         await trio.lowlevel.checkpoint()
 
     def audience(self, topic: str) -> list[Outlet]:

@@ -60,6 +60,8 @@ class Hub:
         self.failed = False
         self._desk = Desk(journal, self.broadcaster, Ticker(heartbeat_s), buffer_events)
         self._published = 0
+        # A batch must leave room in a subscriber's channel, or it would be lagging at once.
+        self._batch_records = max(1, min(64, buffer_events // 4))
 
     # -- publishing ---------------------------------------------------------------------------------------
 
@@ -127,7 +129,7 @@ class Hub:
                     task_status.started()
                     watched_at = -WATCH_S
                     while True:
-                        batch = await follower.receive()
+                        batch = await follower.receive(self._batch_records)
                         if trio.current_time() - watched_at >= WATCH_S:
                             watched_at = trio.current_time()
                             last = batch[-1]

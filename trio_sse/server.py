@@ -21,6 +21,7 @@ version it does not know.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import multiprocessing
@@ -51,6 +52,9 @@ RATE_WINDOW_S = 60
 RATE_BYTES_PER_S = 1024
 """A client that takes less than this, over a minute in which bytes waited for it, is let go."""
 
+GC_THRESHOLD = (10_000, 20, 100)
+"""Python's own default walks over the objects of every open stream so often that it costs more than the streams."""
+
 ORPHAN_S = 1.0
 """A worker whose parent is gone has so long to say goodbye."""
 
@@ -80,6 +84,7 @@ current_connection: ContextVar[Connection | None] = ContextVar("trio_sse_connect
 """Trio hands it to every task of the connection, so it is there under any framework."""
 
 _worker: trio.lowlevel.RunVar[WorkerContext | None] = trio.lowlevel.RunVar("trio_sse_worker", None)
+_config: trio.lowlevel.RunVar[Config | None] = trio.lowlevel.RunVar("trio_sse_config", None)
 _limits: _Limits | None = None
 _run = TCPServer.run
 _read_data = TCPServer._read_data
@@ -180,6 +185,11 @@ async def _send_in_time(server: TCPServer, data: bytes) -> bool:
     limits = _known_limits()
     allowance = server.__dict__.setdefault("_allowance", _Allowance())
     view = memoryview(data)
+    if isinstance(server.stream, trio.SocketStream):
+        with contextlib.suppress(OSError):  # the usual case, without a deadline because nothing is waited for
+            view = view[os.write(server.stream.socket.fileno(), view) :]
+        if not view:
+            return True
     with trio.CancelScope(shield=True) as scope:
         limits.writing[scope] = None
         try:
@@ -252,12 +262,21 @@ async def _prepared_worker_serve(
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """``worker_serve`` with time for our goodbyes, and room for everybody to come back."""
+    _config.set(config)
+    gc.set_threshold(*GC_THRESHOLD)
+    gc.freeze()
     config.graceful_timeout = _known_limits().drain_s + 0.5
     config.backlog = max(config.backlog, BACKLOG)
     if sockets is not None:
         for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
             sock.listen(config.backlog)
     await _worker_serve(app, config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status)
+
+
+def workers() -> int:
+    """How many workers the server has been asked to run beside and including this one."""
+    config = _config.get()
+    return 1 if config is None else config.workers
 
 
 async def wait_shutdown() -> None:

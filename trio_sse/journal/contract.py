@@ -185,8 +185,8 @@ class Follower:
         self.backlog += sum(len(record.frame) for record in records)
         self._arrived.set()
 
-    async def receive(self, max_bytes: int = 64 * 1024) -> list[Record]:
-        """Wait for records; all that are there, up to ``max_bytes`` of frames, at least one.
+    async def receive(self, max_records: int = 64, max_bytes: int = 64 * 1024) -> list[Record]:
+        """Wait for records; all that are there, up to so many and so many bytes of frames, at least one.
 
         If this is cancelled, no record is lost.
         """
@@ -195,7 +195,9 @@ class Follower:
             await self._arrived.wait()
         batch: list[Record] = []
         size = 0
-        while self._waiting and (not batch or size + len(self._waiting[0].frame) <= max_bytes):
+        while self._waiting and len(batch) < max_records:
+            if batch and size + len(self._waiting[0].frame) > max_bytes:
+                break
             batch.append(self._waiting.popleft())
             size += len(batch[-1].frame)
         self.backlog -= size

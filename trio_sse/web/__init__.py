@@ -80,6 +80,8 @@ class TrioSSE(QuartTrio):
     async def keep_hub(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Hold the hub open. If it breaks, its streams have been ended; end this worker, for a fresh one to start."""
         settings = self.settings
+        if server.workers() > 1:
+            server.give_up(f"run one worker, not {server.workers()}: each would have a hub and a journal of its own")
         retention = Retention(settings.retention_events, settings.retention_seconds, settings.retention_bytes)
         try:
             async with open_hub(

@@ -36,7 +36,7 @@ def add_routes(app: TrioSSE) -> None:
 
     @app.delete("/session")
     async def sign_out() -> Response:
-        response = Response(status=204)
+        response = app.response_class(status=204)
         response.delete_cookie(COOKIE, path="/", httponly=True, samesite="Strict")
         return response
 

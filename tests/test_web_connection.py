@@ -1,0 +1,328 @@
+"""What becomes of a connection, over the real server and bare sockets: it closes when it should, and not before."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from .conftest import Listener, Wire, ask, eventually, last_event_id, publish
+from .serving import Server, serving
+
+PROGRAM = """
+from quart import Response
+from quart.wrappers.response import ResponseBody
+from tests.apps import app
+
+class Broken(ResponseBody):
+    def __init__(self):
+        self.pieces = iter([b"so far\\n"])
+    async def __aenter__(self):
+        return self
+    async def __aexit__(self, *exc):
+        pass
+    def __aiter__(self):
+        return self
+    async def __anext__(self):
+        for piece in self.pieces:
+            return piece
+        raise ZeroDivisionError("a fault in mid-answer")
+
+@app.get("/test/broken")
+async def broken():
+    return Response(Broken())
+"""
+KEEP_ALIVE_S = 1
+HEARTBEAT_S = 0.5
+ENV = {"TRIO_SSE_HEARTBEAT_S": str(HEARTBEAT_S)}
+ARGS = (
+    *("--keep-alive", str(KEEP_ALIVE_S)),
+    *("--access-logfile", "-", "--access-logformat", "%(R)s %(s)s"),
+)
+SOON_S = 0.9
+"""Before this, a close cannot come from the keep-alive time."""
+
+STREAM = b"data: x\n\n"
+KINDS = {
+    "page": b"GET / HTTP/%b\r\nHost: x\r\n%b\r\n",
+    "answer": b"GET /healthz HTTP/%b\r\nHost: x\r\n%b\r\n",
+    "refusal": b"GET /nothing HTTP/%b\r\nHost: x\r\n%b\r\n",
+    "head of a stream": b"HEAD /events?topic=a HTTP/%b\r\nHost: x\r\n%b\r\n",
+    "publish": b"POST /topics/closing HTTP/%b\r\nHost: x\r\nContent-Length: 1\r\n%b\r\nx",
+    "events": b"POST /topics/closing HTTP/%%b\r\nHost: x\r\nContent-Type: text/event-stream\r\n"
+    b"Content-Length: %d\r\n%%b\r\n%b" % (len(STREAM), STREAM),
+    "sign out": b"DELETE /session HTTP/%b\r\nHost: x\r\n%b\r\n",
+}
+
+
+def asked(kind: str, version: bytes = b"1.1", header: bytes = b"") -> bytes:
+    """One request of a kind, with one header more."""
+    return KINDS[kind] % (version, header)
+
+
+def used(server: Server, kind: str) -> Wire:
+    """A connection on which one request has been answered, and which is kept alive."""
+    wire = Wire(server)
+    wire.send(asked(kind))
+    head = wire.take(b"\r\n\r\n").lower()
+    assert b"connection: close" not in head
+    if b"chunked" in head and kind != "head of a stream":
+        wire.take(b"0\r\n\r\n")
+    elif (length := re.search(rb"content-length: (\d+)", head)) and int(length[1]):
+        wire.take_bytes(int(length[1]))
+    return wire
+
+
+# -- it closes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_connection_close_closes(server: Server, kind: str) -> None:
+    """A client that says ``Connection: close`` sees the end of the connection after its answer, at once."""
+    with Wire(server) as wire:
+        began = time.monotonic()
+        wire.send(asked(kind, header=b"Connection: close\r\n"))
+        assert wire.rest().startswith(b"HTTP/1.1 ")
+        assert time.monotonic() - began < SOON_S
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_http_1_0_closes(server: Server, kind: str) -> None:
+    """After an answer to HTTP/1.0, whose end is the connection's, it is closed at once."""
+    with Wire(server) as wire:
+        began = time.monotonic()
+        wire.send(asked(kind, version=b"1.0"))
+        assert b" 2" in wire.rest().partition(b"\r\n")[0] or kind == "refusal"
+        assert time.monotonic() - began < SOON_S
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_idle_connection_closes(server: Server, kind: str) -> None:
+    """A used connection on which nothing more is asked is closed after the keep-alive time, not before."""
+    with used(server, kind) as wire:
+        began = time.monotonic()
+        assert wire.rest() == b""
+        assert SOON_S < time.monotonic() - began < 2 * KEEP_ALIVE_S
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slow_headers_on_a_used_connection_close(server: Server, kind: str) -> None:
+    """A client that never finishes its second request's headers has no more time than an idle one."""
+    with used(server, kind) as wire:
+        began = time.monotonic()
+        wire.send(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+        assert wire.rest() == b""
+        assert SOON_S < time.monotonic() - began < 2 * KEEP_ALIVE_S
+
+
+# -- it does not close ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_serves_one_request_after_another(server: Server, kind: str) -> None:
+    """Three requests find the same connection open."""
+    with used(server, kind) as wire:
+        for _ in range(2):
+            wire.send(asked("answer"))
+            assert wire.take(b"alive\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_may_be_sent_all_at_once(server: Server) -> None:
+    """Pipelined requests are answered in their order."""
+    with Wire(server) as wire:
+        wire.send(asked("answer") * 10 + asked("refusal", header=b"Connection: close\r\n"))
+        answered = wire.rest()
+    assert re.findall(rb"HTTP/1.1 (\d+)", answered) == [b"200"] * 10 + [b"404"]
+
+
+def test_a_stream_outlives_the_keep_alive_time(server: Server) -> None:
+    """The keep-alive time is for connections without a request; a stream has one."""
+    with Listener(server, "/events?topic=a") as listener:
+        listener.take()
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * KEEP_ALIVE_S:
+            assert listener.take(b"\n") == b":\n"
+
+
+def test_a_slow_publisher_outlives_the_keep_alive_time(server: Server, topic: str) -> None:
+    """Neither is it for a body that is still coming."""
+    with Listener(server, f"/events?topic={topic}") as clock, Wire(server) as wire:
+        wire.send(f"POST /topics/{topic} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nha".encode())
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * KEEP_ALIVE_S:
+            clock.take(b"\n")
+        wire.send(b"lf")
+        assert wire.take(b"\r\n").startswith(b"HTTP/1.1 201 ")
+
+
+# -- a client that is refused while it sends --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/event-stream"])
+def test_a_refused_client_may_send_slowly_and_read_late(server: Server, topic: str, content_type: str) -> None:
+    """Who sends on for some seconds after the refusal, and reads only then, finds it, not a reset connection."""
+    with Listener(server, f"/events?topic={topic}") as clock, Wire(server) as wire:
+        wire.send(
+            f"POST /topics/* HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        began = time.monotonic()
+        while time.monotonic() - began < 2.5:
+            clock.take(b"\n")
+            wire.chunk(b"x" * 100_000)
+        wire.chunk(b"")
+        head = wire.take(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"no wildcards" in wire.take(b"}")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/event-stream"])
+def test_a_refused_client_that_falls_silent_is_closed(server: Server, content_type: str) -> None:
+    """Nobody waits long for the rest of a body that is thrown away anyhow."""
+    with Wire(server) as wire:
+        wire.send(f"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n".encode())
+        wire.send(b"Content-Length: 100\r\n\r\nhalf")
+        began = time.monotonic()
+        assert b" 404 " in wire.rest()
+        assert time.monotonic() - began < 3
+
+
+@pytest.fixture
+def baseline(server: Server) -> dict[str, int]:
+    """What the worker holds when it is idle."""
+    eventually(lambda: ask(server, "GET", "/test/worker").json["streams"] == 0)
+    held: dict[str, int] = ask(server, "GET", "/test/worker").json
+    return held
+
+
+def remains(server: Server, baseline: dict[str, int]) -> bool:
+    """Whether the worker has tasks, descriptors or streams that it had not at the baseline."""
+    now = ask(server, "GET", "/test/worker").json
+    return any(now[name] > baseline[name] for name in ("tasks", "descriptors", "streams"))
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/event-stream"])
+def test_a_refused_client_that_never_stops_is_closed(
+    server: Server, content_type: str, baseline: dict[str, int]
+) -> None:
+    """A body without end is thrown away for a while, then the connection is closed, and nothing of it remains."""
+    with Wire(server) as wire:
+        wire.send(f"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n".encode())
+        wire.send(b"Transfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            send_on(wire, b"x" * 1_000_000)
+    assert eventually(lambda: not remains(server, baseline))
+
+
+def send_on(wire: Wire, piece: bytes) -> None:
+    """Send chunk after chunk, for twenty seconds at most."""
+    began = time.monotonic()
+    while time.monotonic() - began < 20:
+        wire.chunk(piece)
+
+
+# -- an answer that breaks off ----------------------------------------------------------------------------------------
+
+
+def test_a_broken_answer_ends(server: Server) -> None:
+    """A fault in mid-answer ends the answer, and the log has the reason."""
+    with Wire(server) as wire:
+        wire.send(b"GET /test/broken HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert wire.rest().endswith(b"7\r\nso far\n\r\n0\r\n\r\n")
+    check_fault_is_logged(server)
+
+
+def test_a_broken_answer_ends_over_http_2(server: Server) -> None:
+    """Over HTTP/2 too, where the stream would stay open for ever; and the connection's others go on."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    client.initiate_connection()
+    names = {":method": "GET", ":scheme": "http", ":authority": "x"}
+    client.send_headers(1, list({**names, ":path": "/test/broken"}.items()), end_stream=True)
+    client.send_headers(3, list({**names, ":path": "/healthz"}.items()), end_stream=True)
+    bodies: dict[int | None, bytes] = {1: b"", 3: b""}
+    ended: set[int | None] = set()
+    with Wire(server) as wire:
+        while len(ended) < 2:
+            wire.send(client.data_to_send())
+            received = wire.socket.recv(65536)
+            assert received
+            for event in client.receive_data(received):
+                if isinstance(event, h2.events.DataReceived):
+                    bodies[event.stream_id] += event.data or b""
+                elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                    ended.add(event.stream_id)
+    assert bodies == {1: b"so far\n", 3: b"alive\n"}
+    check_fault_is_logged(server)
+
+
+def check_fault_is_logged(server: Server) -> None:
+    """The log has the fault; it is taken out, since the module's server is checked for any other."""
+    assert eventually(lambda: "a fault in mid-answer" in server.log())
+    server.log_path.write_text("")
+
+
+# -- odd requests -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target", ["http://hub/topics/{}", "http://topics/topics/{}", "HTTPS://u:p@[::1]:8/topics/{}", "http://[/topics/{}"]
+)
+def test_a_target_in_absolute_form_is_its_path(server: Server, topic: str, target: str) -> None:
+    """A proxy's form of a request means the same (RFC 9112 § 3.2.2)."""
+    with Wire(server) as wire:
+        wire.send(f"POST {target.format(topic)} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx".encode())
+        assert wire.take(b"\r\n").startswith(b"HTTP/1.1 201 ")
+        assert json.loads(wire.take(b"}").partition(b"\r\n\r\n")[2])["topic"] == topic
+    assert last_event_id(server, topic)
+
+
+@pytest.mark.parametrize(
+    "line", [b"OPTIONS * HTTP/1.1", b"GET ?a HTTP/1.1", b"CONNECT a:1 HTTP/1.1", b"GET http:// HTTP/1.1"]
+)
+def test_a_target_without_a_path_is_answered(server: Server, line: bytes) -> None:
+    """What names no path is answered like the root, not with a mistake of ours."""
+    with Wire(server) as wire:
+        wire.send(line + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert wire.take(b"\r\n")[9:12] in (b"200", b"405")
+
+
+@pytest.mark.parametrize("host", [b"", b"[", b"a b", b"\xff", b"x:99999999"])
+def test_any_host_will_do(server: Server, host: bytes) -> None:
+    """The hub asks nobody by which name it was called."""
+    with Wire(server) as wire:
+        wire.send(b"GET /healthz HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")
+        assert wire.take(b"\r\n")[9:12] in (b"200", b"400")
+
+
+def test_no_path_forges_a_line_of_the_access_log(server: Server) -> None:
+    """A line end in a path stays encoded in the log."""
+    ask(server, "GET", "/nothing%0Aforged%0D%0Aforged")
+    assert eventually(lambda: "forged" in server.log())
+    assert not any(line.startswith("forged") for line in server.log().splitlines())
+
+
+def test_a_client_that_leaves_before_its_answer_harms_nobody(
+    server: Server, topic: str, baseline: dict[str, int]
+) -> None:
+    """Connections that break at any point of a request leave nothing behind, and no traceback."""
+    whole = asked("publish") + asked("events") + asked("head of a stream") + asked("answer")
+    for end in range(0, len(whole), 7):
+        with Wire(server) as wire:
+            wire.send(whole[:end])
+    assert publish(server, topic)
+    assert eventually(lambda: not remains(server, baseline))
+
+
+def test_under_a_prefix_topics_begin_after_it(tmp_path: Path) -> None:
+    """With Hypercorn's ``--root-path`` the same paths follow the prefix, and lead nowhere without it."""
+    env = {"TRIO_SSE_JOURNAL": "memory:"}
+    with serving(folder=tmp_path, env=env, args=("--root-path", "/hub"), ready_path="/hub/readyz") as server:
+        answer = ask(server, "POST", "/hub/topics/a/b", b"x")
+        assert (answer.status, answer.json["topic"]) == (201, "a/b")
+        assert ask(server, "POST", "/topics/a/b", b"x").status == 404

@@ -1,0 +1,514 @@
+"""Who is asking, over the real server: tokens wherever they come, guests, cookies, and pages of other origins."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from .conftest import KEY, Answer, Listener, Wire, ask, bearer, eventually, publish, sign
+from .serving import Server, free_port, serving
+
+ARGS = ("--access-logfile", "-", "--access-logformat", "%(R)s %(Uq)s %(q)s %(s)s %(f)s")
+ENV = {"TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_QUERY_TOKEN": "1"}
+PAGE = "https://app.example"
+OPEN = {
+    "TRIO_SSE_JOURNAL": "memory:",
+    "TRIO_SSE_JWT_KEY": KEY,
+    "TRIO_SSE_ANONYMOUS": "publish,subscribe",
+    "TRIO_SSE_ALLOW_ORIGINS": f"{PAGE}, http://localhost:5173",
+}
+COOKIE = "trio_sse_session"
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A hub that lets anybody read and write public topics, takes no token from a query, and knows two pages."""
+    with serving(folder=tmp_path_factory.mktemp("open"), env=OPEN, args=ARGS) as server:
+        yield server
+        assert server.terminate() == 0
+        assert "Traceback" not in server.log()
+
+
+def claims(**other: Any) -> dict[str, Any]:
+    """The claims of a token that may do everything, with some that are other."""
+    now = int(time.time())
+    return {"sub": "ada", "iat": now, "exp": now + 60, "sse": {"publish": ["**"], "subscribe": ["**"]}, **other}
+
+
+def unsigned() -> str:
+    """A token whose own header says that it need not be signed."""
+    parts = ({"alg": "none", "typ": "JWT"}, claims())
+    return ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
+
+
+BAD = {
+    "no token": "garbage",
+    "empty": "",
+    "expired": jwt.encode(claims(exp=int(time.time()) - 1), KEY),
+    "without end": jwt.encode({"sub": "ada", "sse": {"publish": ["**"]}}, KEY),
+    "another key": jwt.encode(claims(), KEY + "!"),
+    "another algorithm": jwt.encode(claims(), KEY * 2, "HS512"),
+    "unsigned": unsigned(),
+    "latin": "\xe9\xe8.x.y",
+}
+
+
+def carried(carrier: str, token: str, target: str) -> tuple[str, dict[str, str]]:
+    """A target and headers that carry a token."""
+    if carrier == "header":
+        return target, bearer(token)
+    if carrier == "cookie":
+        return target, {"Cookie": f"other=1; {COOKIE}={token}"}
+    return f"{target}{'&' if '?' in target else '?'}token={token}", {}
+
+
+def post(server: Server, target: str, headers: dict[str, str] | None = None) -> int:
+    """The status of a POST."""
+    return ask(server, "POST", target, b"x", headers).status
+
+
+# -- a token, wherever it comes ---------------------------------------------------------------------------------------
+
+CARRIERS = ["header", "cookie", "query"]
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_a_token_holds_on_every_carrier(server: Server, topic: str, carrier: str) -> None:
+    """In the header, the cookie and (switched on) the query, a token lets its bearer publish and read."""
+    token = sign(publish=[topic], subscribe=[topic])
+    target, headers = carried(carrier, token, f"/topics/{topic}")
+    assert post(server, target, headers) == 201
+    target, headers = carried(carrier, token, f"/events?topic={topic}")
+    with Listener(server, target, headers) as listener:
+        assert listener.response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("carrier", "name"),
+    [(carrier, name) for carrier in CARRIERS for name in BAD if BAD[name].isascii() or carrier != "query"],
+)
+def test_a_bad_token_is_refused_on_every_carrier(server: Server, topic: str, carrier: str, name: str) -> None:
+    """A token that does not hold is 401 and a challenge, never the same as none."""
+    for method, place in (("POST", f"/topics/{topic}"), ("GET", f"/events?topic={topic}"), ("GET", f"/topics/{topic}")):
+        target, headers = carried(carrier, BAD[name], place)
+        answer = ask(server, method, target, b"x" if method == "POST" else None, headers)
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert "token" in answer.json["detail"]
+    assert last_event_id_as(server, topic) is None
+
+
+def last_event_id_as(server: Server, topic: str) -> str | None:
+    """The newest ID of a topic, asked for with every right."""
+    last: str | None = ask(server, "GET", f"/topics/{topic}", headers=bearer(sign(subscribe=[topic]))).json[
+        "last_event_id"
+    ]
+    return last
+
+
+def test_a_bad_token_is_refused_where_none_is_needed(open_server: Server, topic: str) -> None:
+    """What anybody may do, somebody with a bad token may not: the mistake is not hidden."""
+    assert post(open_server, f"/topics/{topic}") == 201
+    assert post(open_server, f"/topics/{topic}", bearer("garbage")) == 401
+    assert post(open_server, f"/topics/{topic}", {"Cookie": f"{COOKIE}=garbage"}) == 401
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("header", "cookie"), ("header", "query"), ("cookie", "query")], ids=lambda name: name
+)
+def test_the_first_carrier_decides(server: Server, topic: str, first: str, second: str) -> None:
+    """Header before cookie before query: the first token found is the one that counts, good or bad."""
+    good = sign(publish=[topic])
+    for one, other, status in ((good, "garbage", 201), ("garbage", good, 401)):
+        target, headers = carried(first, one, f"/topics/{topic}")
+        target, more = carried(second, other, target)
+        assert post(server, target, headers | more) == status
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer "])
+def test_the_schemes_name_has_no_case(server: Server, topic: str, scheme: str) -> None:
+    """``bearer`` is ``Bearer`` (RFC 9110 § 11.1)."""
+    assert post(server, f"/topics/{topic}", {"Authorization": f"{scheme} {sign(publish=[topic])}"}) == 201
+
+
+@pytest.mark.parametrize("value", ["Basic YTpi", "Digest x", "Bearerx y", "token"])
+def test_authorization_of_another_kind_is_not_ours(server: Server, open_server: Server, topic: str, value: str) -> None:
+    """A proxy's own credentials neither give nor take a right: the cookie counts, or anonymity."""
+    other = {"Authorization": value}
+    assert post(open_server, f"/topics/{topic}", other) == 201
+    assert post(server, f"/topics/{topic}", other) == 401
+    assert post(server, f"/topics/{topic}", {**other, "Cookie": f"{COOKIE}={sign(publish=[topic])}"}) == 201
+
+
+def test_a_token_in_the_query_counts_only_where_it_is_switched_on(open_server: Server) -> None:
+    """Elsewhere ``token`` is a parameter like any other that nobody reads."""
+    assert post(open_server, f"/topics/user/bob?token={sign(publish=['user/bob'])}") == 401
+    assert post(open_server, "/topics/room?token=garbage") == 201
+
+
+# -- what it lets one do ----------------------------------------------------------------------------------------------
+
+
+def test_without_a_right_nobody_may(server: Server, topic: str) -> None:
+    """No token and no right for the anonymous: 401; a token without the right: 403. Nothing is published."""
+    for method, target in (
+        ("POST", f"/topics/{topic}"),
+        ("GET", f"/topics/{topic}"),
+        ("GET", f"/events?topic={topic}"),
+    ):
+        body = b"x" if method == "POST" else None
+        assert ask(server, method, target, body).status == 401
+        answer = ask(server, method, target, body, bearer(sign(publish=["else"], subscribe=["else"])))
+        assert answer.status == 403
+        assert topic in answer.json["detail"]
+    assert last_event_id_as(server, topic) is None
+
+
+def test_reading_is_not_writing(server: Server, topic: str) -> None:
+    """A right to subscribe is none to publish, and the other way round."""
+    assert post(server, f"/topics/{topic}", bearer(sign(subscribe=[topic]))) == 403
+    assert ask(server, "GET", f"/events?topic={topic}", headers=bearer(sign(publish=[topic]))).status == 403
+
+
+def test_all_that_is_asked_for_must_be_allowed(server: Server, topic: str) -> None:
+    """Of two topics one of which is not allowed, none is given."""
+    reader = bearer(sign(subscribe=[topic]))
+    assert ask(server, "GET", f"/events?topic={topic}&topic=else", headers=reader).status == 403
+
+
+def test_the_anonymous_may_do_what_the_operator_says(tmp_path: Path) -> None:
+    """With ``subscribe`` alone, everybody reads public topics and only tokens write."""
+    env = {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_ANONYMOUS": "subscribe"}
+    with serving(folder=tmp_path, env=env) as server:
+        with Listener(server, "/events?topic=room") as listener:
+            assert listener.response.status == 200
+        assert post(server, "/topics/room") == 401
+        assert post(server, "/topics/room", bearer(sign(publish=["room"]))) == 201
+
+
+def test_a_token_adds_to_what_anybody_may(open_server: Server, topic: str) -> None:
+    """A token that names no right takes none away on public topics."""
+    assert post(open_server, f"/topics/{topic}", bearer(sign())) == 201
+
+
+def test_a_private_topic_is_for_those_whom_a_token_names(open_server: Server) -> None:
+    """Under user/, anonymity and wildcards reach nothing; a token that names the topic does."""
+    inbox = "/topics/user/eve"
+    everything = bearer(sign("ada", publish=["**", "*/eve"], subscribe=["**"]))
+    assert post(open_server, inbox) == 401
+    assert post(open_server, inbox, everything) == 403
+    assert ask(open_server, "GET", inbox).status == 401
+    assert ask(open_server, "GET", inbox, headers=everything).status == 403
+    assert ask(open_server, "GET", "/events?topic=user/eve").status == 401
+    assert ask(open_server, "GET", "/events?topic=user/eve", headers=everything).status == 403
+    assert post(open_server, inbox, bearer(sign("ada", publish=["user/eve"]))) == 201
+
+
+def test_a_wildcard_never_shows_what_is_private(open_server: Server, topic: str) -> None:
+    """Who reads everything that is public gets nothing of an inbox, neither old nor new."""
+    sender = bearer(sign("ada", publish=["user/eve"]))
+    publish(open_server, "user/eve", headers=sender)
+    first = publish(open_server, topic)
+    with Listener(open_server, f"/events?topic=**&topic=*/*&last_event_id={first}") as listener:
+        listener.take()
+        publish(open_server, "user/eve", headers=sender)
+        id = publish(open_server, topic)
+        assert listener.event()["id"] == id
+
+
+def test_ones_own_inbox_is_for_reading(open_server: Server) -> None:
+    """A subject reads its inbox without any claim, and writes to it only if a claim says so."""
+    eve = bearer(sign("eve"))
+    with Listener(open_server, "/events?topic=user/eve", eve) as listener:
+        assert listener.response.status == 200
+    assert post(open_server, "/topics/user/eve", eve) == 403
+
+
+# -- a token is never seen again --------------------------------------------------------------------------------------
+
+
+def test_a_token_is_in_no_answer_no_log_and_no_metric(server: Server, topic: str) -> None:
+    """Good or bad, on whatever carrier, well-formed or not, a token is not repeated anywhere."""
+    good = sign("secret-bearer", publish=[topic], subscribe=[topic])
+    bad = jwt.encode(claims(sub="secret-bearer"), KEY + "?")
+    seen = b""
+    for token in (good, bad):
+        for carrier in CARRIERS:
+            for place in (f"/topics/{topic}", "/topics/else", "/topics/*", "/nothing", "/healthz", "/session"):
+                target, headers = carried(carrier, token, place)
+                answer = ask(server, "POST", target, b"x", headers)
+                answer.headers["Set-Cookie"] = ""
+                if place != "/session":
+                    seen += answer.headers.as_bytes()
+                seen += answer.body
+            target, headers = carried(carrier, token, f"/events?topic={topic}&last_event_id=no-cursor")
+            seen += ask(server, "GET", target, None, headers).body
+        seen += ask(server, "HEAD", f"/events?topic={topic}&t%6Fken={token}&x=1").body
+        seen += ask(server, "HEAD", f"/healthz?x=1&token={token}&token={token}").body
+        with Wire(server) as wire:
+            wire.send(f"GET http://hub/events?token={token} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            seen += wire.take(b"\r\n\r\n")
+    seen += ask(server, "GET", "/metrics").body
+    assert eventually(lambda: "GET /metrics" in server.log())
+    log = server.log()
+    assert log.count("token=...") > 20
+    for token in (good, bad):
+        _, payload, signature = token.split(".")
+        for part in (payload, signature):
+            assert part not in log
+            assert part.encode() not in seen
+
+
+# -- signing in -------------------------------------------------------------------------------------------------------
+
+
+def sign_in(server: Server, name: object, headers: dict[str, str] | None = None) -> Answer:
+    """Ask for a guest's session."""
+    return ask(server, "POST", "/session", json.dumps({"name": name}).encode(), headers)
+
+
+def cookie_of(answer: Answer) -> dict[str, str]:
+    """The cookie header that a browser would send after this answer."""
+    return {"Cookie": f"{COOKIE}={SimpleCookie(answer.headers['Set-Cookie'])[COOKIE].value}"}
+
+
+def test_a_name_is_enough_for_a_guest(open_server: Server) -> None:
+    """A guest is told its random subject, its name and until when; no two are the same subject."""
+    one, other = sign_in(open_server, "Ada").json, sign_in(open_server, "Ada").json
+    assert one.keys() == {"sub", "name", "expires_at"}
+    assert one["name"] == "Ada"
+    assert one["sub"].startswith("guest-")
+    assert one["sub"] != other["sub"]
+    assert one["expires_at"] > time.time() + 3600
+
+
+def test_the_cookie_is_kept_from_scripts_and_other_sites(open_server: Server) -> None:
+    """HttpOnly, SameSite=Strict, for the whole site, until the token ends; not Secure where there is no TLS."""
+    answer = sign_in(open_server, "Ada")
+    cookie = SimpleCookie(answer.headers["Set-Cookie"])[COOKIE]
+    assert cookie["httponly"] is True
+    assert cookie["samesite"] == "Strict"
+    assert cookie["path"] == "/"
+    assert not cookie["secure"]
+    assert not cookie["domain"]
+    assert int(parsedate_to_datetime(cookie["expires"]).timestamp()) == answer.json["expires_at"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_the_cookie_is_secure_over_tls(tmp_path: Path) -> None:
+    """Where the server itself speaks TLS the cookie never travels without."""
+    certificate = make_certificate(tmp_path)
+    plain, env = free_port(), {"TRIO_SSE_JOURNAL": "memory:"}
+    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--insecure-bind", f"127.0.0.1:{plain}")
+    server = Server(folder=tmp_path, env=env, args=args)
+    server.url = f"http://127.0.0.1:{plain}"
+    try:
+        server.start()
+        trust = ssl.create_default_context(cafile=certificate)
+        connection = http.client.HTTPSConnection("localhost", server.port, timeout=10, context=trust)
+        connection.request("POST", "/session", b'{"name": "Ada"}')
+        with connection.getresponse() as response:
+            assert SimpleCookie(response.headers["Set-Cookie"])[COOKIE]["secure"] is True
+        connection.close()
+    finally:
+        server.kill()
+
+
+def make_certificate(folder: Path) -> Path:
+    """A certificate for localhost that vouches for itself, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path = folder / "localhost.pem"
+    path.write_bytes(
+        certificate.public_bytes(encoding) + key.private_bytes(encoding, form, serialization.NoEncryption())
+    )
+    return path
+
+
+def test_the_cookie_signs_one_in(open_server: Server) -> None:
+    """With it, a guest reads its own inbox, which without it nobody does."""
+    answer = sign_in(open_server, "Ada")
+    with Listener(open_server, "/events", cookie_of(answer)) as listener:
+        assert listener.response.status == 200
+        listener.take()
+        inbox = f"user/{answer.json['sub']}"
+        id = publish(open_server, inbox, headers=bearer(sign(publish=[inbox])))
+        assert listener.event()["id"] == id
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("A" * 64, "A" * 64),
+        ("  Ada ", "Ada"),
+        ("<b>Ada</b> & 'Co'", "<b>Ada</b> & 'Co'"),
+        ("Zoe\u0308", "Zo\u00eb"),
+        ("e\u0301" * 64, "\u00e9" * 64),
+        ("毛 🦊", "毛 🦊"),
+    ],
+)
+def test_a_guests_name_is_any_text_that_can_be_shown(open_server: Server, name: str, shown: str) -> None:
+    """Markup is text, space around it goes, and it is brought into normal form C."""
+    answer = sign_in(open_server, name)
+    assert (answer.status, answer.json["name"]) == (200, shown)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "   ", "A" * 65, "a\nb", "a\x00", "a\u202eb", "a\u200bb", "\ud800", None, 5, ["Ada"], {"a": "b"}]
+)
+def test_a_guests_name_that_cannot_be_shown_is_refused(open_server: Server, name: object) -> None:
+    """Empty, over 64 characters, with control or format characters, or no text: 400, and no cookie."""
+    answer = sign_in(open_server, name)
+    assert answer.status == 400
+    assert "name" in answer.json["detail"]
+    assert answer.headers["Set-Cookie"] is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"Ada", b"{", b"[]", b"5", b'"name"', b"null", b'{"Name": "Ada"}', b'{"name": "\xff"}', b"[" * 100_000],
+)
+def test_a_sign_in_that_says_no_name_is_refused(open_server: Server, body: bytes) -> None:
+    """What is not JSON with a name is 400, which shows what to send."""
+    answer = ask(open_server, "POST", "/session", body)
+    assert answer.status == 400
+    assert '{"name": "Ada"}' in answer.json["detail"]
+
+
+def test_a_sign_in_is_not_a_stream_of_events(open_server: Server) -> None:
+    """A body that never ends is not waited for here."""
+    with Wire(open_server) as wire:
+        wire.send(b"POST /session HTTP/1.1\r\nHost: x\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n")
+        assert wire.take(b"\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_guests_are_refused_where_the_anonymous_may_nothing(server: Server) -> None:
+    """A hub that wants tokens says so to a guest: 401, and no cookie."""
+    answer = sign_in(server, "Ada")
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert "guests are not let in" in answer.json["detail"]
+    assert answer.headers["Set-Cookie"] is None
+
+
+def test_a_token_is_exchanged_for_a_cookie(server: Server, topic: str) -> None:
+    """A page that has a token gets it as a cookie, with which it may do the same, until the same moment."""
+    token = sign("ada", publish=[topic], ttl_s=30)
+    answer = ask(server, "POST", "/session", headers=bearer(token))
+    assert answer.status == 200
+    assert answer.json["sub"] == "ada"
+    assert answer.json["name"] is None
+    assert answer.json["expires_at"] == jwt.decode(token, options={"verify_signature": False})["exp"]
+    assert post(server, f"/topics/{topic}", cookie_of(answer)) == 201
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_token_is_not_exchanged(server: Server, open_server: Server, name: str) -> None:
+    """A token that does not hold is 401, also where a guest would be let in."""
+    for each in (server, open_server):
+        answer = ask(each, "POST", "/session", b'{"name": "Ada"}', bearer(BAD[name]))
+        assert answer.status == 401
+        assert answer.headers["Set-Cookie"] is None
+
+
+def test_an_old_cookie_does_not_stop_a_new_sign_in(open_server: Server) -> None:
+    """Somebody whose cookie holds no longer signs in again with a name."""
+    assert sign_in(open_server, "Ada", {"Cookie": f"{COOKIE}={BAD['expired']}"}).status == 200
+
+
+def test_signing_out_takes_the_cookie_away(server: Server) -> None:
+    """DELETE answers 204 with the same cookie, empty and long past, whatever the cookie was."""
+    for value in (sign(), "garbage"):
+        answer = ask(server, "DELETE", "/session", headers={"Cookie": f"{COOKIE}={value}"})
+        assert (answer.status, answer.body) == (204, b"")
+        cookie = SimpleCookie(answer.headers["Set-Cookie"])[COOKIE]
+        assert (cookie.value, cookie["path"], cookie["httponly"], cookie["samesite"]) == ("", "/", True, "Strict")
+        assert parsedate_to_datetime(cookie["expires"]).timestamp() < time.time()
+
+
+# -- pages of other origins -------------------------------------------------------------------------------------------
+
+
+def cors_of(answer: Answer) -> dict[str, str]:
+    """Its CORS headers, without their common prefix."""
+    prefix = "access-control-"
+    return {n.lower().removeprefix(prefix): v for n, v in answer.headers.items() if n.lower().startswith(prefix)}
+
+
+def listed(header: str) -> set[str]:
+    """The names in a header, without case."""
+    return {name.strip().lower() for name in header.split(",")}
+
+
+@pytest.mark.parametrize("origin", [PAGE, "http://localhost:5173"])
+def test_a_preflight_of_a_listed_page_is_allowed(open_server: Server, origin: str) -> None:
+    """It may send Last-Event-ID, Authorization and Content-Type, with credentials, and is asked once an hour."""
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,last-event-id,x-other",
+    }
+    answer = ask(open_server, "OPTIONS", "/topics/room", headers=asked)
+    assert answer.status == 200
+    cors = cors_of(answer)
+    assert cors["allow-origin"] == origin
+    assert cors["allow-credentials"] == "true"
+    assert listed(cors["allow-headers"]) == {"authorization", "content-type", "last-event-id"}
+    assert {"get", "post", "delete"} <= listed(cors["allow-methods"])
+    assert int(cors["max-age"]) == 3600
+    assert "origin" in listed(answer.headers["Vary"])
+
+
+def test_a_listed_page_may_read_answers_streams_and_errors(open_server: Server, topic: str) -> None:
+    """Every answer names the page's origin, and lets it see where a stream resumed."""
+    for method, target in (("POST", f"/topics/{topic}"), ("HEAD", f"/events?topic={topic}"), ("GET", "/nothing")):
+        cors = cors_of(ask(open_server, method, target, headers={"Origin": PAGE}))
+        assert cors["allow-origin"] == PAGE
+        assert cors["allow-credentials"] == "true"
+        assert "last-event-id" in listed(cors["expose-headers"])
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "https://app.example.evil", "http://app.example", f"{PAGE}:8443", "null", "*"]
+)
+def test_no_other_page_is_named(open_server: Server, topic: str, origin: str) -> None:
+    """An origin that is not listed is neither echoed nor given credentials, nor is anybody by ``*``."""
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    for method in ("OPTIONS", "GET"):
+        assert cors_of(ask(open_server, method, f"/topics/{topic}", headers=headers)) == {}
+
+
+def test_no_page_is_named_where_none_is_listed(server: Server, topic: str) -> None:
+    """Without the setting there is no CORS at all."""
+    headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+    for method in ("OPTIONS", "GET"):
+        assert cors_of(ask(server, method, f"/topics/{topic}", headers=headers)) == {}
