@@ -41,6 +41,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert "Traceback" not in server.log()
 
 
+@pytest.fixture(scope="module")
+def baseline(server: Server) -> dict[str, int]:
+    """What a worker of :mod:`tests.apps` holds when it is idle; to be asked for by the module's first test."""
+    told = [ask(server, "GET", "/test/worker").json for _ in range(20)]
+    return {name: min(each[name] for each in told) for name in ("tasks", "descriptors", "streams")}
+
+
 @pytest.fixture
 def topic() -> str:
     """A topic that no other test uses."""
@@ -121,6 +128,12 @@ def metric(server: Server, name: str) -> float:
     """One number of ``/metrics``."""
     lines = ask(server, "GET", "/metrics").body.decode().splitlines()
     return next(float(line.removeprefix(name)) for line in lines if line.startswith(name + " "))
+
+
+def remains(server: Server, baseline: dict[str, int]) -> bool:
+    """Whether the worker holds something that it did not hold when it was idle."""
+    now = ask(server, "GET", "/test/worker").json
+    return any(now[name] > held for name, held in baseline.items())
 
 
 class Listener:

@@ -83,11 +83,17 @@ def test_packed_fits_a_signed_integer_of_64_bits(id: EventID) -> None:
     assert EventID.unpacked(id.packed()) == id
 
 
-def test_the_highest_id_that_can_be_parsed_packs() -> None:
-    """Fifteen digits of each fit as well; a number no event ever has packs as the highest there is."""
-    highest = EventID.parse("9" * 15 + "-" + "9" * 15)
-    assert highest.packed() < 2**63
-    assert EventID.unpacked(highest.packed()) == EventID(MAX_MS, MAX_SEQ)
+@pytest.mark.parametrize("ms", [0, 4, MAX_MS - 1, MAX_MS])
+def test_a_number_no_event_has_packs_as_the_highest(ms: int) -> None:
+    """A cursor may have one of fifteen digits; it still comes before the next millisecond."""
+    cursor = EventID.parse(f"{ms}-{'9' * 15}")
+    assert cursor.packed() < 2**63
+    assert EventID.unpacked(cursor.packed()) == EventID(ms, MAX_SEQ)
+
+
+def test_the_origin_is_before_every_event() -> None:
+    """It is a position, so no event is there."""
+    assert EventID.parse("0-0") == ORIGIN < ORIGIN.next(0) == EventID(0, 1)
 
 
 def test_a_later_clock_begins_at_one() -> None:

@@ -17,11 +17,12 @@ import h2.connection
 import h2.events
 import pytest
 
-from .conftest import Answer, Listener, Wire, ask, eventually, last_event_id, metric, publish
+from .conftest import Answer, Listener, Wire, ask, eventually, last_event_id, metric, publish, remains
 from .serving import Server
 
 MIB = 1024 * 1024
 APP = "tests.apps:app"
+pytestmark = pytest.mark.usefixtures("baseline")
 ENV = {"TRIO_SSE_RETENTION_BYTES": str(4 * MIB), "TRIO_SSE_WRITE_TIMEOUT_S": "2"}
 STREAM = {"Content-Type": "text/event-stream"}
 JSON = {"Content-Type": "application/json"}
@@ -482,25 +483,11 @@ def test_a_long_stream_is_not_held_in_memory(server: Server, topic: str) -> None
     assert resident(server) - before < 25 * MIB
 
 
-def remains(server: Server, baseline: dict[str, int]) -> bool:
-    """Whether the worker has tasks, descriptors or streams that it had not at the baseline."""
-    now = ask(server, "GET", "/test/worker").json
-    return any(now[name] > baseline[name] for name in ("tasks", "descriptors", "streams"))
-
-
 def send_for_long(wire: Wire, piece: bytes) -> None:
     """Send the same again and again, for half a minute at most."""
     began = time.monotonic()
     while time.monotonic() - began < 30:
         wire.send(piece)
-
-
-@pytest.fixture
-def baseline(server: Server) -> dict[str, int]:
-    """What the worker holds when it is idle."""
-    eventually(lambda: ask(server, "GET", "/test/worker").json["streams"] == 0)
-    held: dict[str, int] = ask(server, "GET", "/test/worker").json
-    return held
 
 
 def test_a_publisher_that_never_reads_its_acknowledgements_is_let_go(
@@ -514,7 +501,7 @@ def test_a_publisher_that_never_reads_its_acknowledgements_is_let_go(
         with pytest.raises(ConnectionError):
             send_for_long(publisher, piece)
     assert resident(server) - before < 25 * MIB
-    assert eventually(lambda: not remains(server, baseline))
+    assert eventually(lambda: not remains(server, baseline), within=4)
 
 
 def test_acknowledgements_come_over_http_2_too(server: Server, topic: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
-from itertools import combinations, islice, pairwise, zip_longest
+from itertools import combinations, islice, pairwise, product, zip_longest
 
 import httpx
 import pytest
@@ -156,7 +156,8 @@ def test_what_was_decoded_can_be_encoded(case: tuple[bytes, list[bytes]]) -> Non
 
 
 def test_the_longest_event_there_can_be_is_decoded() -> None:
-    """Names and data at their limits pass the decoder's own."""
+    """Names at their limits and a mebibyte of data pass the decoder's own."""
+    assert wire.MAX_DATA == 1024 * 1024
     event = Event("x" * wire.MAX_DATA, type="😀" * MAX_NAME, id="é" * MAX_NAME, retry=MAX_RETRY_MS)
     assert decode(encode(event)) == [event]
 
@@ -195,6 +196,13 @@ def test_any_bytes_mean_what_the_standard_says(case: tuple[bytes, list[bytes]]) 
     assert decode(*chunks) == by_the_standard(raw)
 
 
+def test_every_run_of_line_ends() -> None:
+    """Any six CRs and LFs in a row mean the same at once, byte by byte, and to the standard."""
+    for run in product([b"\r", b"\n"], repeat=6):
+        raw = b"data: a" + b"".join(run[:3]) + b"data: b" + b"".join(run[3:])
+        assert decode(raw) == decode(*one_by_one(raw)) == by_the_standard(raw), raw
+
+
 def test_one_stream_under_every_two_cuts() -> None:
     """Between CR and LF, inside a character, inside the byte order mark: no cut changes anything."""
     for places in combinations(range(len(EXAMPLE) + 1), 2):
@@ -216,6 +224,12 @@ def test_each_line_end_ends_a_line(end: bytes) -> None:
 def test_line_ends_may_be_mixed() -> None:
     """One stream may use all three."""
     assert decode(b"data: a\rdata: b\r\ndata: c\n\r") == [Event("a\nb\nc")]
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r"])
+def test_a_stream_may_begin_with_blank_lines(end: bytes) -> None:
+    """They dispatch nothing, and hide nothing."""
+    assert decode(end + end + b"data: a\n\n") == [Event("a")]
 
 
 def test_cr_lf_is_one_line_end() -> None:
@@ -453,13 +467,15 @@ def test_an_endless_line_is_too_large() -> None:
 
 
 @pytest.mark.parametrize("field", [b":", b"x", b"x: ", b"event: ", b"id: ", b"retry: 1", b"data: "])
-@pytest.mark.parametrize("length", [14_000, 14_500])
-def test_a_limit_does_not_depend_on_the_cuts(field: bytes, length: int) -> None:
+@pytest.mark.parametrize("too_long", [0, 1])
+def test_a_limit_does_not_depend_on_the_cuts(field: bytes, too_long: int) -> None:
     """Whether a line is too long is the same when it comes at once and when it comes in pieces."""
-    raw = b"data: first\n\n" + field + b"1" * (length - len(field)) + b"\n\n"
-    whole = feed_all(Decoder(max_data=10_000), [raw])
-    pieces = feed_all(Decoder(max_data=10_000), cut(raw, range(999, len(raw), 999)))
+    longest = 100 + 4 * MAX_NAME + 64
+    raw = b"data: first\n\n" + field + b"1" * (longest + too_long - len(field)) + b"\n\n"
+    whole = feed_all(Decoder(max_data=100), [raw])
+    pieces = feed_all(Decoder(max_data=100), one_by_one(raw))
     assert (whole[0], str(whole[1])) == (pieces[0], str(pieces[1]))
+    assert (whole[1] is not None) == (too_long == 1 or field == b"data: ")
 
 
 @pytest.mark.parametrize("fault", [b"data: " + b"x" * 101, b"x" * 5_000, b"data: \xff"])

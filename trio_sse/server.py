@@ -177,7 +177,8 @@ async def _bounded_protocol_send(self: TCPServer, event: Event) -> None:
             return
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self.stream)
-    await self.protocol.handle(Closed())
+    # Not awaited: it waits for the view to take what it was sent, and the view may be who is writing.
+    self._task_group.spawn(self.protocol.handle, Closed())
 
 
 async def _send_in_time(server: TCPServer, data: bytes) -> bool:
