@@ -269,6 +269,31 @@ def test_a_shutdown_says_goodbye_and_exits_cleanly(own_server: Server, number: s
     assert time.monotonic() - began < 2 * (1 + 1)
 
 
+def test_a_signal_to_the_whole_group_says_goodbye_too(own_server: Server) -> None:
+    """A supervisor that signals parent and worker alike, as systemd does, ends the streams as cleanly."""
+    reader = Reader(own_server)
+    assert own_server.process is not None
+    os.killpg(own_server.process.pid, signal.SIGTERM)
+    assert reader.rest().endswith(b"\r\n0\r\n\r\n")
+    assert reader.events()[-1].type == "trio-sse.goodbye"
+    assert own_server.process.wait(10) == 0
+
+
+def test_a_reader_behind_a_pipelined_request_is_let_go(server: Server) -> None:
+    """A client that leaves a stream with another request waiting behind it leaves no task and no descriptor."""
+    baseline = worker(server)
+    for _ in range(20):
+        reader = Reader(server)
+        reader.socket.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        reader.socket.close()
+    publish(server, "the write that fails")
+    publish(server, "the write that is noticed")
+    after = eventually(lambda: worker(server), lambda now: bool(now["tasks"] <= baseline["tasks"]))
+    assert after["tasks"] <= baseline["tasks"]
+    assert after["descriptors"] <= baseline["descriptors"]
+    assert after["pid"] == baseline["pid"]
+
+
 def test_a_shutdown_does_not_wait_for_who_never_reads(own_server: Server) -> None:
     """Streams and pages whose bytes nobody takes are given up when the drain time is over."""
     for _ in range(10):

@@ -347,14 +347,34 @@ async def test_a_view_of_any_quart_trio_app_returns_it() -> None:
 
 
 async def test_head_in_a_view_has_no_body() -> None:
-    """Quart adds HEAD to every GET; a stream does not hang on it."""
+    """Quart adds HEAD to every GET; a stream does not hang on it, and its source is closed."""
     app = QuartTrio(__name__)
+    send, receive = trio.open_memory_channel[Event](0)
 
     @app.get("/job")
     async def job() -> EventStream:
-        return EventStream(trio.open_memory_channel[Event](0)[1])
+        return EventStream(receive)
 
     with trio.fail_after(10):
         response = await app.test_client().head("/job")
         assert await response.get_data(as_text=False) == b""
     assert response.headers["Content-Type"] == "text/event-stream"
+    with pytest.raises(trio.BrokenResourceError):
+        await send.send(Event("x"))
+
+
+async def test_an_event_published_when_the_headers_are_there_is_not_missed() -> None:
+    """A page that publishes as soon as its stream is open receives its own event, whatever the view waited for."""
+    app = QuartTrio(__name__)
+    async with open_hub() as hub:
+
+        @app.get("/events")
+        async def events() -> EventStream:
+            return EventStream(hub.subscribe("a"))
+
+        async with app.test_request_context("/events"):
+            stream = await events()
+        await hub.publish("a", "early")
+        async with stream.body as body:
+            assert await next_chunk(body) == wire.opening(2000, str(stream.headers["Last-Event-ID"]))
+            assert [event.data for event in decode(await next_chunk(body))] == ["early"]

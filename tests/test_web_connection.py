@@ -317,7 +317,6 @@ def test_no_path_forges_a_line_of_the_access_log(server: Server) -> None:
     assert not any(line.startswith("forged") for line in server.log().splitlines())
 
 
-@pytest.mark.xfail(strict=True, reason="a write that fails does not wake what waits behind a pipelined request")
 def test_a_client_that_leaves_before_its_answer_harms_nobody(
     server: Server, topic: str, baseline: dict[str, int]
 ) -> None:

@@ -99,7 +99,7 @@ class Hub:
         """The events of the topics that any of the selectors choose, as an async context manager and iterator.
 
         ``last_event_id`` resumes after an event; ``"earliest"`` begins with the oldest that is kept; ``None``
-        with the next to be published.
+        with the next to be published after this call.
 
         Raises:
           InvalidTopic: a selector is none, or there are none or too many.

@@ -12,7 +12,8 @@ What is mended here, and why (each was seen with Hypercorn 0.18.0):
 - The application is not told that the server is going away. :func:`wait_shutdown` tells it.
 - Streams are cut at ``graceful_timeout``, which must be later than our goodbyes; ``backlog`` is too small for a
   thousand browsers that come back at once.
-- A worker whose parent was killed goes on, and keeps the port and the journal.
+- A worker whose parent was killed goes on, and keeps the port and the journal. One that is sent SIGTERM with its
+  parent, as systemd does, dies at once and says goodbye to nobody.
 
 Everything is patched by one named act, :func:`guard_hypercorn`, which stands aside and says so when it finds a
 version it does not know.
@@ -26,6 +27,7 @@ import importlib.metadata
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -37,7 +39,7 @@ import hypercorn.trio
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config, Sockets
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
@@ -78,6 +80,8 @@ class Connection:
     stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
     context: WorkerContext
     config: Config
+    scope: trio.CancelScope
+    """Cancelling it ends the connection and all that serves it."""
 
 
 current_connection: ContextVar[Connection | None] = ContextVar("trio_sse_connection", default=None)
@@ -132,10 +136,11 @@ def _known_limits() -> _Limits:
 
 async def _guarded_run(self: TCPServer) -> None:
     """``TCPServer.run``, whose exceptions end this connection alone."""
-    current_connection.set(Connection(self.stream, self.context, self.config))
     _end_when_vanished(self.stream)
     try:
-        await _run(self)
+        with trio.CancelScope() as scope:
+            current_connection.set(Connection(self.stream, self.context, self.config, scope))
+            await _run(self)
     except* Exception as group:
         causes = list(_leaves(group))
         log.warning("one connection ended by %s: %.200r", type(causes[0]).__name__, str(causes[0]))
@@ -167,7 +172,8 @@ async def _read_data_then_stop_idling(self: TCPServer) -> None:
 async def _bounded_protocol_send(self: TCPServer, event: Event) -> None:
     """``TCPServer.protocol_send`` with a deadline: a client that takes nothing is let go.
 
-    A write that was cut short may have sent a part, so the connection is closed, never used again.
+    A write that was cut short may have sent a part, so the connection is closed, never used again, and all that
+    serves it is cancelled: a reader that is parked behind a pipelined request would not hear of it otherwise.
     """
     if not isinstance(event, RawData):
         await _protocol_send(self, event)
@@ -177,8 +183,9 @@ async def _bounded_protocol_send(self: TCPServer, event: Event) -> None:
             return
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self.stream)
-    # Not awaited: it waits for the view to take what it was sent, and the view may be who is writing.
-    self._task_group.spawn(self.protocol.handle, Closed())
+    connection = current_connection.get()
+    assert connection is not None, "whoever writes is a task of the connection"
+    connection.scope.cancel()
 
 
 async def _send_in_time(server: TCPServer, data: bytes) -> bool:
@@ -303,6 +310,15 @@ async def end_worker() -> None:
         log.error("the hub has failed, and this server is not one that trio_sse can ask to restart: restart it")
         return
     await worker.terminate.set()
+
+
+async def watch_signals() -> None:
+    """Take SIGTERM for a request to end this worker: a supervisor may send it to the whole group of processes."""
+    if multiprocessing.parent_process() is None:
+        return
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            await end_worker()
 
 
 async def watch_parent() -> None:

@@ -86,8 +86,9 @@ class EventStream(TrioResponse):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.body = StreamBody(source, retry_ms=retry_ms, heartbeat_s=heartbeat_s, expires_in_s=expires_in_s)
-        bodiless = has_request_context() and request.method == "HEAD"
-        super().__init__(None if bodiless else self.body, content_type=wire.CONTENT_TYPE)
+        if has_request_context() and request.method == "HEAD":
+            self.body.is_wanted = False
+        super().__init__(self.body, content_type=wire.CONTENT_TYPE)
         self.timeout = None
         self.headers["Cache-Control"] = "no-store"
         self.headers["X-Accel-Buffering"] = "no"
@@ -106,13 +107,13 @@ class EventStream(TrioResponse):
             self.headers["Last-Event-ID"] = str(await self.body.source.locate())
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
-        if scope["method"] != "HEAD":
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
-                async with self.body as chunks:
-                    async for chunk in chunks:
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                nursery.cancel_scope.cancel()
+        self.body.is_wanted = scope["method"] != "HEAD"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
+            async with self.body as chunks:
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            nursery.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -134,6 +135,8 @@ class StreamBody(ResponseBody):
         expires_in_s: float | None,
     ) -> None:
         self.source = source
+        self.is_wanted = True
+        """Whether there is to be a body at all; a HEAD request gets none."""
         self._retry_ms = retry_ms
         self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s
         self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
@@ -160,6 +163,10 @@ class StreamBody(ResponseBody):
     # -- what a response does with it ---------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if not self.is_wanted:
+            self._finished = True
+            await _close(self.source)
+            return self
         source: AbstractAsyncContextManager[Source]
         if isinstance(self.source, Subscription):
             source = self.source
@@ -242,6 +249,12 @@ class StreamBody(ResponseBody):
         return wire.encode(Event(json.dumps({"reason": reason}), type=RESERVED_PREFIX + "goodbye", retry=retry))
 
 
+async def _close(source: object) -> None:
+    aclose = getattr(source, "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
 class _Encoded:
     __slots__ = ("frame",)
 
@@ -290,8 +303,7 @@ class _Foreign:
             self.ended = "failed"
         finally:
             self._send.close()
-            if (aclose := getattr(self._events, "aclose", None)) is not None:
-                await aclose()
+            await _close(self._events)
 
     async def _watch_shutdown(self) -> None:
         connection = server.current_connection.get()

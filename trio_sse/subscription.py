@@ -61,15 +61,15 @@ class Subscription:
     def __init__(self, desk: Desk, selectors: Sequence[Selector], last_event_id: str | None) -> None:
         self.selectors = tuple(selectors)
         self.requested = last_event_id
-        self.cursor = ORIGIN
+        self.cursor = desk.journal.position() if last_event_id is None else ORIGIN
         """The ID or position after which :meth:`receive` goes on."""
         self.ended: EndReason | None = None
         """Why it was ended, once it was."""
         self.desk = desk
-        self.located = False
+        self.located = last_event_id is None
         """Whether :attr:`cursor` is where it really begins."""
         self._ready: deque[Record | Gap] = deque()
-        self._newest = ORIGIN  # up to here the journal has been read
+        self._newest = self.cursor  # up to here the journal has been read
         self._told_floor = ORIGIN  # holes below this have been told of
         self._more = False  # whether the last page left something to read
         self._outlet: ChannelOutlet | None = None
@@ -85,11 +85,10 @@ class Subscription:
         If it is cancelled, nothing has happened.
         """
         if self.located:
-            return self.cursor
-        if self.requested is None:
             await trio.lowlevel.checkpoint()
-            self.cursor = self._newest = self.desk.journal.position()
-        elif self.requested == EARLIEST:
+            return self.cursor
+        assert self.requested is not None, "who asks for nothing begins at this moment, and is located"
+        if self.requested == EARLIEST:
             page = await self._read(ORIGIN)
             self._begin(page, _resumed_from(page, ORIGIN))
         else:

@@ -132,6 +132,7 @@ def create_app(settings: Settings) -> TrioSSE:
     @app.before_serving
     async def open_for_service() -> None:
         app.nursery.start_soon(server.watch_parent)
+        app.nursery.start_soon(server.watch_signals)
         await app.nursery.start(app.keep_hub)
 
     if settings.allow_origins:
