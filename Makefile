@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 APT_TESTS := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve test prove lint format bench clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,6 +16,9 @@ serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000
 test: $(VENV)/installed-dev ## all tests, those in a browser too
 	@.ci/packages $(APT_TESTS)
 	@$(BIN)/python -m pytest --cov --cov-report=term
+
+prove: $(VENV)/installed-dev ## the long proofs: what is promised, at full size
+	@$(BIN)/python -m pytest -m proof
 
 lint: $(VENV)/installed-dev ## style, format and types
 	@$(BIN)/ruff check .
