@@ -70,7 +70,7 @@ async def end_streams_on_shutdown(hub: Hub) -> None:
 
 def log_departure(stream: EventStream, who: str) -> EventStream:
     """The same stream, which says in the log when its client has gone: at once, or within a heartbeat."""
-    if stream.response is stream.body:  # there is none to say it of in the answer to a HEAD
+    if stream.body.is_wanted:  # a HEAD request gets none
         stream.response = _Departing(stream.body, who)
     return stream
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Self
@@ -54,9 +54,11 @@ def topic() -> str:
     return f"test/{next(_names)}"
 
 
-def sign(subject: str | None = "ada", *, ttl_s: int = 60, key: str = KEY, **rights: list[str]) -> str:
-    """A token; ``rights`` are ``publish`` and ``subscribe``."""
-    return Authority(key).issue(subject, now=time.time(), ttl_s=ttl_s, **rights)
+def sign(
+    subject: str | None = "ada", *, ttl_s: int = 60, publish: Sequence[str] = (), subscribe: Sequence[str] = ()
+) -> str:
+    """A token of the key that the servers of the tests check with."""
+    return Authority(KEY).issue(subject, now=time.time(), ttl_s=ttl_s, publish=publish, subscribe=subscribe)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -147,9 +149,11 @@ class Listener:
 
     def take(self, end: bytes = b"\n\n") -> bytes:
         """The next bytes, up to ``end``: a block and its blank line."""
+        deadline = time.monotonic() + WITHIN_S
         while end not in self._buffer:
             piece = self.response.read1(65536)
             assert piece, f"the stream ended after {self._buffer!r}"
+            assert time.monotonic() < deadline, f"there was only {self._buffer!r}"
             self._buffer += piece
         taken, _, self._buffer = self._buffer.partition(end)
         return taken + end
@@ -165,7 +169,11 @@ class Listener:
 
     def rest(self) -> bytes:
         """Everything that still comes until the stream ends."""
-        return self._buffer + self.response.read()
+        deadline = time.monotonic() + WITHIN_S
+        while piece := self.response.read1(65536):
+            assert time.monotonic() < deadline, f"the stream did not end after {self._buffer!r}"
+            self._buffer += piece
+        return self._buffer
 
     def __enter__(self) -> Self:
         return self
@@ -191,27 +199,32 @@ class Wire:
 
     def take(self, end: bytes) -> bytes:
         """The next bytes, up to ``end``."""
+        deadline = time.monotonic() + WITHIN_S
         while end not in self._buffer:
-            piece = self.socket.recv(65536)
-            assert piece, f"the connection was closed after {self._buffer!r}"
-            self._buffer += piece
+            assert time.monotonic() < deadline, f"there was only {self._buffer!r}"
+            self._read()
         taken, _, self._buffer = self._buffer.partition(end)
         return taken + end
 
     def take_bytes(self, count: int) -> bytes:
         """The next so many bytes."""
         while len(self._buffer) < count:
-            piece = self.socket.recv(65536)
-            assert piece, f"the connection was closed after {self._buffer!r}"
-            self._buffer += piece
+            self._read()
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
         return taken
 
     def rest(self) -> bytes:
         """Everything that still comes until the other side closes."""
+        deadline = time.monotonic() + WITHIN_S
         while piece := self.socket.recv(65536):
+            assert time.monotonic() < deadline, f"the connection was not closed after {self._buffer!r}"
             self._buffer += piece
         return self._buffer
+
+    def _read(self) -> None:
+        piece = self.socket.recv(65536)
+        assert piece, f"the connection was closed after {self._buffer!r}"
+        self._buffer += piece
 
     def __enter__(self) -> Self:
         return self

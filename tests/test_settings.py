@@ -65,6 +65,9 @@ DEFAULTS = {
     "write_timeout_s": 20,
     "drain_s": 5,
     "buffer_events": 256,
+    "max_streams": None,
+    "max_streams_per_ip": None,
+    "max_streams_per_subject": None,
 }
 
 

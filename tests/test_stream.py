@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -378,3 +379,30 @@ async def test_an_event_published_when_the_headers_are_there_is_not_missed() -> 
         async with stream.body as body:
             assert await next_chunk(body) == wire.opening(2000, str(stream.headers["Last-Event-ID"]))
             assert [event.data for event in decode(await next_chunk(body))] == ["early"]
+
+
+async def test_what_is_held_while_open_is_let_go_on_every_way(autojump_clock: trio.testing.MockClock) -> None:
+    """Entered with the stream, left with it: when it ends, when the client leaves, when it could not begin."""
+    inside = 0
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        nonlocal inside
+        inside += 1
+        try:
+            yield
+        finally:
+            inside -= 1
+
+    async with open_hub() as hub:
+        with trio.move_on_after(5):
+            async with body_of(hub.subscribe("a"), while_open=held()) as body:
+                async for _ in body:
+                    assert inside == 1
+        assert inside == 0
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with body_of(hub.subscribe("a", last_event_id="earliest"), while_open=held()):
+                pass
+        assert inside == 0
+        assert (hub.statistics().streams, hub.statistics().subscribers) == (0, 0)

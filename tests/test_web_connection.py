@@ -336,3 +336,29 @@ def test_under_a_prefix_topics_begin_after_it(tmp_path: Path) -> None:
         answer = ask(server, "POST", "/hub/topics/a/b", b"x")
         assert (answer.status, answer.json["topic"]) == (201, "a/b")
         assert ask(server, "POST", "/topics/a/b", b"x").status == 404
+
+
+SHORT_LIMITS = """
+from trio_sse.app import app
+app.config["BODY_TIMEOUT"] = app.config["RESPONSE_TIMEOUT"] = 0.3
+"""
+
+
+def test_no_time_limit_of_the_framework_cuts_a_stream(tmp_path: Path) -> None:
+    """Quart's limits for bodies and answers, a minute each and here shortened, concern neither kind of stream."""
+    (tmp_path / "short.py").write_text(SHORT_LIMITS)
+    env = {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_HEARTBEAT_S": "0.2"}
+    with (
+        serving("short:app", folder=tmp_path, env=env) as server,
+        Listener(server, "/events?topic=clock") as clock,
+        Wire(server) as wire,
+    ):
+        clock.take()
+        wire.send(b"POST /topics/slow HTTP/1.1\r\nHost: x\r\nContent-Type: text/event-stream\r\n")
+        wire.send(b"Transfer-Encoding: chunked\r\n\r\n")
+        for number in (1, 2, 3):
+            began = time.monotonic()
+            while time.monotonic() - began < 0.5:
+                assert clock.take(b"\n") == b":\n"
+            wire.chunk(STREAM)
+            assert b'"acked": %d,' % number in wire.take(b"}")

@@ -57,6 +57,7 @@ def test_the_metrics_are_what_prometheus_reads(server: Server) -> None:
         "delivered": "counter",
         "lagging": "counter",
         "gaps": "counter",
+        "refused": "counter",
         "journal_events": "gauge",
         "journal_bytes": "gauge",
         "journal_topics": "gauge",

@@ -13,6 +13,7 @@
     ├── JournalError             503   the journal could not do it now; trying again may help
     │   └── JournalFull          507   no room on the disk
     ├── JournalUnusable          503   the journal cannot be opened at all: start-up ends with this line
+    ├── HubFull                  503   there are as many streams as there may be
     └── HubFailed                503   the hub broke; its streams were ended and a fresh one is on its way
 
 ``str(error)`` is always a sentence a person can act on, and never holds a token.
@@ -80,6 +81,12 @@ class JournalFull(JournalError):
 
 class JournalUnusable(TrioSSEError):
     """The journal cannot be opened; its message is one line for the operator."""
+
+    status_hint = 503
+
+
+class HubFull(TrioSSEError):
+    """There is no room for another stream."""
 
     status_hint = 503
 

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     write_timeout_s: float = Field(20, gt=0, le=MAX_S, description="seconds for which a client may take no byte")
     drain_s: float = Field(5, ge=0, le=MAX_S, description="seconds for goodbyes when the server is stopped")
     buffer_events: int = Field(256, ge=1, description="events that wait for a slow client in memory")
+    max_streams: int | None = Field(
+        None, ge=1, description="streams in all; none: as many as file descriptors allow, less a reserve"
+    )
+    max_streams_per_ip: int | None = Field(None, ge=1, description="streams from one address")
+    max_streams_per_subject: int | None = Field(None, ge=1, description="streams of one token's `sub`")
 
     @field_validator("*", mode="before")
     @classmethod

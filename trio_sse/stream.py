@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -30,6 +30,7 @@ from quart_trio.wrappers import TrioResponse
 
 from . import server, wire
 from .broadcast import EndReason
+from .errors import HubFull
 from .event import Event
 from .record import RESERVED_PREFIX
 from .subscription import Subscription
@@ -70,7 +71,9 @@ class EventStream(TrioResponse):
 
     ``retry_ms`` is the reconnection time a client is given; ``heartbeat_s`` the longest silence of a foreign
     source's stream (a subscription's hub beats for it); ``expires_in_s`` ends the stream that many seconds
-    from now, with a goodbye. ``headers`` are added to the response's.
+    from now, with a goodbye. ``headers`` are added to the response's. ``while_open`` is a context manager that is
+    entered when the stream begins and left when it has ended, however it ends; when it raises
+    :exc:`~trio_sse.errors.HubFull` the stream only says when to come back.
 
     The source is entered, if it is a subscription, and closed, if it has ``aclose``, by the stream. When the
     client leaves, the stream is cancelled: the source is let go of, and nothing waits.
@@ -84,8 +87,9 @@ class EventStream(TrioResponse):
         heartbeat_s: float = 15.0,
         expires_in_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        while_open: AbstractContextManager[object] | None = None,
     ) -> None:
-        self.body = StreamBody(source, retry_ms=retry_ms, heartbeat_s=heartbeat_s, expires_in_s=expires_in_s)
+        self.body = StreamBody(source, retry_ms, heartbeat_s, expires_in_s, while_open or nullcontext())
         if has_request_context() and request.method == "HEAD":
             self.body.is_wanted = False
         super().__init__(self.body, content_type=wire.CONTENT_TYPE)
@@ -129,10 +133,10 @@ class StreamBody(ResponseBody):
     def __init__(
         self,
         source: Subscription | AsyncIterable[Event],
-        *,
         retry_ms: int,
         heartbeat_s: float,
         expires_in_s: float | None,
+        while_open: AbstractContextManager[object],
     ) -> None:
         self.source = source
         self.is_wanted = True
@@ -140,10 +144,11 @@ class StreamBody(ResponseBody):
         self._retry_ms = retry_ms
         self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s
         self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
+        self._while_open = while_open
         self._frames: Source
         self._opened = False
         self._reason: EndReason | None = None
-        self._finished = False
+        self._closing: Iterator[bytes] | None = None  # what is still to be said, once nothing is waited for
         self._wait: trio.CancelScope | None = None
         self._resources = AsyncExitStack()
 
@@ -163,28 +168,34 @@ class StreamBody(ResponseBody):
     # -- what a response does with it ---------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if not self.is_wanted:
-            self._finished = True
-            await _close(self.source)
-            return self
-        source: AbstractAsyncContextManager[Source]
-        if isinstance(self.source, Subscription):
-            source = self.source
-        else:
-            source = _Foreign(self.source, self.end)
-        self._frames = await self._resources.enter_async_context(source)
-        if isinstance(self.source, Subscription):
-            desk = self.source.desk
-            desk.streams.add(self)
-            if desk.ending is not None:
-                self.end(desk.ending)
+        async with AsyncExitStack() as stack:
+            try:
+                stack.enter_context(self._while_open if self.is_wanted else nullcontext())
+            except HubFull:
+                self._closing = iter([wire.opening(self._jittered_retry())])
+            if not self.is_wanted:
+                self._closing = iter(())
+            if self._closing is None:
+                await self._open(stack)
+            else:
+                await _close(self.source)
+            self._resources = stack.pop_all()
         return self
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        if not isinstance(self.source, Subscription):
+            self._frames = await stack.enter_async_context(_Foreign(self.source, self.end))
+            return
+        self._frames = await stack.enter_async_context(self.source)
+        desk = self.source.desk
+        desk.streams.add(self)
+        stack.callback(desk.streams.discard, self)
+        if desk.ending is not None:
+            self.end(desk.ending)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(self.source, Subscription):
-            self.source.desk.streams.discard(self)
         await self._resources.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -192,7 +203,9 @@ class StreamBody(ResponseBody):
 
     async def __anext__(self) -> bytes:
         """The next bytes to send, when there are any: everything that waits, or a heartbeat, or the goodbye."""
-        if self._finished:
+        if self._closing is not None:
+            for chunk in self._closing:
+                return chunk
             raise StopAsyncIteration
         if not self._opened:
             self._opened = True
@@ -207,7 +220,7 @@ class StreamBody(ResponseBody):
             if self._reason is None:
                 raise StopAsyncIteration from None
         if self._reason is not None:
-            self._finished = True
+            self._closing = iter(())
             return self._goodbye(self._reason)
         if first is None:
             return wire.HEARTBEAT
@@ -243,10 +256,12 @@ class StreamBody(ResponseBody):
         return frames
 
     def _goodbye(self, reason: EndReason) -> bytes:
-        streams = len(self.source.desk.streams) if isinstance(self.source, Subscription) else 1
-        span = max(1000, SPREAD_MS_PER_STREAM * streams)
-        retry = self._retry_ms + random.randrange(span)
+        retry = self._jittered_retry()
         return wire.encode(Event(json.dumps({"reason": reason}), type=RESERVED_PREFIX + "goodbye", retry=retry))
+
+    def _jittered_retry(self) -> int:
+        streams = len(self.source.desk.streams) if isinstance(self.source, Subscription) else 1
+        return self._retry_ms + random.randrange(max(1000, SPREAD_MS_PER_STREAM * streams))
 
 
 async def _close(source: object) -> None:

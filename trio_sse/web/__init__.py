@@ -22,6 +22,7 @@ from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
 from .caller import grant_of
 from .connection import HTTPConnection, Request
+from .limits import Limits
 from .websocket import NoWebSocket
 
 DEVELOPMENT_KEY = "development key"
@@ -40,6 +41,7 @@ class TrioSSE(QuartTrio):
     def __init__(self, settings: Settings) -> None:
         super().__init__(__name__, static_folder=None)
         self.settings = settings
+        self.limits = Limits(settings.max_streams, settings.max_streams_per_ip, settings.max_streams_per_subject)
         self.metrics = ops.Metrics(self)
         self._hub: Hub | None = None
         self._authority: Authority | None = None

@@ -67,6 +67,7 @@ class Metrics(Collector):
             return
         now = self._app.hub.statistics()
         yield GaugeMetricFamily("trio_sse_streams", "Open streams.", now.streams)
+        yield CounterMetricFamily("trio_sse_refused", "Streams sent away for want of room.", self._app.limits.refused)
         yield CounterMetricFamily("trio_sse_published", "Events published.", now.published)
         yield CounterMetricFamily("trio_sse_delivered", "Events handed to subscribers.", now.delivered)
         yield CounterMetricFamily("trio_sse_lagging", "Times a subscriber's channel ran full.", now.lagging)

@@ -33,8 +33,11 @@ def add_routes(app: TrioSSE) -> None:
         selectors = grant.readable(parse_selectors(topics))
         subscription = app.hub.subscribe(*selectors, last_event_id=_cursor(values))
         await subscription.locate()
+        address = request.scope["client"][0] if request.scope["client"] else ""
         return EventStream(
-            subscription, expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time()
+            subscription,
+            expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time(),
+            while_open=app.limits.place(address, grant.subject),
         )
 
 
