@@ -29,7 +29,8 @@ app = HubExample(__name__, page="chat.html", retention=Retention(events=200))
 async def events() -> Response:
     """What is said, after what has been said already."""
     last_event_id = request.headers.get("Last-Event-ID", "earliest")
-    return log_departure(EventStream(app.hub.subscribe(TOPIC, last_event_id=last_event_id)), str(request.remote_addr))
+    subscription = app.hub.subscribe(TOPIC, last_event_id=last_event_id)
+    return EventStream(subscription, while_open=log_departure(str(request.remote_addr)))
 
 
 @app.post("/messages")

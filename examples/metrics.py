@@ -38,7 +38,8 @@ class CPUTime(NamedTuple):
 async def events() -> Response:
     """Measurements, each an ``event: metrics``; all that are kept come first."""
     last_event_id = request.headers.get("Last-Event-ID", "earliest")
-    return log_departure(EventStream(app.hub.subscribe(TOPIC, last_event_id=last_event_id)), str(request.remote_addr))
+    subscription = app.hub.subscribe(TOPIC, last_event_id=last_event_id)
+    return EventStream(subscription, while_open=log_departure(str(request.remote_addr)))
 
 
 @app.before_serving

@@ -33,8 +33,7 @@ app.config["EVERY_S"] = 1.0
 async def events() -> Response:
     """Notifications, each an ``event: notification``."""
     subscription = app.hub.subscribe(TOPIC, last_event_id=request.headers.get("Last-Event-ID"))
-    await subscription.locate()  # from now on, not only from the first bytes on
-    return log_departure(EventStream(subscription), str(request.remote_addr))
+    return EventStream(subscription, while_open=log_departure(str(request.remote_addr)))
 
 
 @app.before_serving

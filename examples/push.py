@@ -44,8 +44,8 @@ async def events() -> Response:
     grant, inbox = bearer_of(request.headers.get("Authorization") or request.args.get("token"))
     assert grant.expires_at is not None, "a token without an end is not valid"
     subscription = app.hub.subscribe(inbox, last_event_id=request.headers.get("Last-Event-ID"))
-    await subscription.locate()  # so that nothing is missed that is pushed between the headers and the first bytes
-    return log_departure(EventStream(subscription, expires_in_s=grant.expires_at - time.time()), str(grant.subject))
+    left_s = grant.expires_at - time.time()
+    return EventStream(subscription, expires_in_s=left_s, while_open=log_departure(str(grant.subject)))
 
 
 @app.get("/msg")

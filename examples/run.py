@@ -10,9 +10,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 import hypercorn.trio
@@ -20,10 +21,9 @@ import trio
 from hypercorn.config import Config
 from hypercorn.typing import Framework
 from quart import Response, abort
-from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
-from trio_sse import EventStream, Hub, Retention, open_hub
+from trio_sse import Hub, Retention, open_hub
 from trio_sse.server import guard_hypercorn, wait_shutdown
 from trio_sse.web.connection import HTTPConnection, Request
 
@@ -68,26 +68,13 @@ async def end_streams_on_shutdown(hub: Hub) -> None:
     hub.end_streams("shutdown")
 
 
-def log_departure(stream: EventStream, who: str) -> EventStream:
-    """The same stream, which says in the log when its client has gone: at once, or within a heartbeat."""
-    if stream.body.is_wanted:  # a HEAD request gets none
-        stream.response = _Departing(stream.body, who)
-    return stream
-
-
-class _Departing(ResponseBody):
-    def __init__(self, body: ResponseBody, who: str) -> None:
-        self._body = body
-        self._who = who
-
-    async def __aenter__(self) -> Any:
-        return await self._body.__aenter__()
-
-    async def __aexit__(self, *error: Any) -> None:
-        try:
-            await self._body.__aexit__(*error)
-        finally:
-            log.info("client %s disconnected", self._who)
+@contextmanager
+def log_departure(who: str) -> Iterator[None]:
+    """For a stream's ``while_open``: says in the log when its client has gone, at once or within a heartbeat."""
+    try:
+        yield
+    finally:
+        log.info("client %s disconnected", who)
 
 
 def refuse(status: int, why: str) -> NoReturn:
