@@ -231,3 +231,11 @@ class Wire:
 
     def __exit__(self, *exc: object) -> None:
         self.socket.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not tested for want of a Debian package, and how to have it."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    for reason in sorted({reason for reason in reasons if "apt-get install" in reason}):
+        text = f"NOT TESTED ({reasons.count(reason)} tests): {reason.removeprefix('Skipped: ')}"
+        terminalreporter.write_line(text, red=True, bold=True)

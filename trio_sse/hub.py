@@ -86,7 +86,7 @@ class Hub:
         check_topic(topic)
         drafts = [Draft(topic, event, key) for event in events]
         for draft in drafts:
-            _check_publishable(draft)
+            check_publishable(draft.event, draft.key)
         if self.failed:
             raise HubFailed("the hub has failed and is being replaced; try again in a moment")
         ids = await self.journal.append(drafts)
@@ -199,8 +199,12 @@ async def open_hub(
         nursery.cancel_scope.cancel()
 
 
-def _check_publishable(draft: Draft) -> None:
-    event, key = draft.event, draft.key
+def check_publishable(event: Event, key: str | None = None) -> None:
+    """Whether a hub takes this event.
+
+    Raises:
+      InvalidEvent, TooLarge: it does not; the message says why.
+    """
     if event.id is not None:
         raise InvalidEvent("the journal gives an event its id: publish it without one")
     if event.retry is not None:

@@ -14,6 +14,7 @@ from werkzeug.routing import BaseConverter
 
 from ..errors import InvalidEvent, InvalidInput, TrioSSEError
 from ..event import DEFAULT_TYPE, Event, EventID
+from ..hub import check_publishable
 from ..topic import Selector, topic_from_path
 from ..wire import CONTENT_TYPE, Decoder
 from .caller import parameters
@@ -200,38 +201,29 @@ class _Acknowledgements(ResponseBody):
         return None
 
     async def _commit(self, piece: bytes) -> int | str | None:
-        """Append the events that this piece completes; what to acknowledge, or none where there is nothing."""
+        """Append the events that this piece completes, up to a fault; what to acknowledge, or none for nothing."""
         events: list[Event] = []
-        numbers: list[str | None] = []
+        number: str | None = None
         try:
             for received in self._decoder.feed(piece):
-                events.append(Event(received.data, type=received.type))
-                numbers.append(received.id)
+                event = Event(received.data, type=received.type)
+                check_publishable(event)
+                events.append(event)
+                number = received.id
         except TrioSSEError as error:
             self._fault = error
-        ids = await self._append(events)
-        if not ids:
+        if not events:
+            return None
+        try:
+            ids = await self._hub.publish_many(self._topic, events)
+        except TrioSSEError as error:
+            self._fault = error
             return None
         self._count += len(ids)
         self._last = ids[-1]
-        number = numbers[len(ids) - 1]
         if number is None:
             return self._count
         return int(number) if _NUMBER.fullmatch(number) else number
-
-    async def _append(self, events: list[Event]) -> list[EventID]:
-        """Append all of them at once or, where one cannot be published, those before it; then the fault stands."""
-        if not events:
-            return []
-        try:
-            return await self._hub.publish_many(self._topic, events)
-        except TrioSSEError as error:
-            self._fault = error
-        half = len(events) // 2
-        if half == 0 or not isinstance(self._fault, InvalidInput):
-            return []
-        ids = await self._append(events[:half])
-        return ids + await self._append(events[half:]) if len(ids) == half else ids
 
     async def __aenter__(self) -> _Acknowledgements:
         return self
