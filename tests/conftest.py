@@ -7,7 +7,7 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Self
@@ -233,8 +233,10 @@ class Wire:
         self.socket.close()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly what was not tested for want of a Debian package, and how to have it."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Say loudly, behind everything but the closing line, what was not tested for want of a Debian package."""
+    yield
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     for reason in sorted({reason for reason in reasons if "apt-get install" in reason}):
         text = f"NOT TESTED ({reasons.count(reason)} tests): {reason.removeprefix('Skipped: ')}"
