@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 
 import trio
@@ -25,6 +26,18 @@ async def connection() -> Response:
     """Whether the view sees its connection."""
     found = current_connection.get()
     return Response("none" if found is None else type(found.stream).__name__)
+
+
+@app.get("/options")
+async def options() -> dict[str, int]:
+    """What the kernel was told of this connection."""
+    found = current_connection.get()
+    assert found is not None
+    assert isinstance(found.stream, trio.SocketStream)
+    sock = found.stream.socket
+    names = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL")
+    told = {name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names}
+    return told | {"SO_KEEPALIVE": sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)}
 
 
 @app.get("/forever")

@@ -191,6 +191,13 @@ def test_a_view_sees_its_connection_under_any_framework(tmp_path: Path) -> None:
         assert httpx.get(f"{running.url}/connection").text == "SocketStream"
 
 
+def test_the_kernel_looks_for_vanished_peers(tmp_path: Path) -> None:
+    """Whether we write to a peer or only listen to it, its silence ends within a bounded time."""
+    with serving("tests.plain_app:app", folder=tmp_path, env=MEMORY, ready_path="/") as running:
+        options = httpx.get(f"{running.url}/options").json()
+        assert options == {"TCP_USER_TIMEOUT": 20_000, "TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "SO_KEEPALIVE": 1}
+
+
 def test_an_unknown_hypercorn_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -155,12 +155,15 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def _end_when_vanished(stream: trio.abc.Stream) -> None:
-    """Let the kernel give up on a peer that acknowledges nothing for as long as a write may take."""
+    """Let the kernel find out that a peer has vanished: one that acknowledges nothing, and one that we only listen to."""
     transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     assert isinstance(transport, trio.SocketStream)
-    with contextlib.suppress(OSError):  # a Unix socket has no such option
-        milliseconds = int(_known_limits().write_timeout_s * 1000)
-        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    seconds = _known_limits().write_timeout_s
+    with contextlib.suppress(OSError):  # a Unix socket has no such options
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        transport.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(seconds)))
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(seconds / 4)))
 
 
 async def _read_data_then_stop_idling(self: TCPServer) -> None:
