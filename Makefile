@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+BIND := 127.0.0.1:8000
 APT_TESTS := chromium
 
 .DEFAULT_GOAL := help
@@ -10,8 +11,8 @@ APT_TESTS := chromium
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
-serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000
-	@$(BIN)/hypercorn trio_sse.app:app --worker-class trio
+serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND=host:port for another)
+	@$(BIN)/trio-sse serve --bind $(BIND)
 
 test: $(VENV)/installed-dev ## all tests, those in a browser too
 	@.ci/packages $(APT_TESTS)

@@ -169,8 +169,8 @@ FIGURES = (
     Figure("twice", lambda run: run.load.accounts.twice, ",.0f", False),
     Figure("out of order", lambda run: run.load.accounts.disordered, ",.0f", False),
     Figure("late (the load's own fault)", lambda run: run.load.late, ",.0f", False),
-    Figure("server CPU per stream opened, µs", lambda run: run.stream_cpu_us, ",.0f"),
-    Figure("server memory per stream, KiB", lambda run: run.stream_kib, ",.1f"),
+    Figure("server CPU per stream, µs", lambda run: run.stream_cpu_us, ",.0f"),
+    Figure("memory per stream, KiB", lambda run: run.stream_kib, ",.1f"),
 )
 
 

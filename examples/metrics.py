@@ -2,8 +2,8 @@
 
     .venv/bin/python -m examples.metrics
 
-Then open http://127.0.0.1:8082/. The hub keeps the last hundred measurements, and a new client begins with the
-earliest of them: the chart is full from the first moment. Needs Linux, for ``/proc``.
+Then open http://127.0.0.1:8082/. The hub keeps the last hundred measurements, the first from the start, and a new
+client begins with the earliest of them: the chart is never empty. Needs Linux, for ``/proc``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TOPIC = "metrics"
 
 app = HubExample(__name__, page="metrics.html", retention=Retention(events=100))
 app.config["EVERY_S"] = 5.0
+FIRST_AFTER_S = 0.1  # a share of time needs some time to be a share of
 
 
 class CPUTime(NamedTuple):
@@ -49,8 +50,8 @@ async def start() -> None:
 
 async def measure() -> None:
     before = read_cpu_time()
+    await trio.sleep(FIRST_AFTER_S)
     while True:
-        await trio.sleep(app.config["EVERY_S"])
         now = read_cpu_time()
         measurement = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,6 +61,7 @@ async def measure() -> None:
         }
         before = now
         await app.hub.publish(TOPIC, Event(json.dumps(measurement), type="metrics"))
+        await trio.sleep(app.config["EVERY_S"])
 
 
 def read_cpu_time() -> CPUTime:

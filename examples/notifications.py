@@ -7,11 +7,12 @@ Then open http://127.0.0.1:8081/, and notify everybody who is there:
     echo 'Dinner is ready' >> notifications.txt
 
 The file is looked at once a second, by one task, however many are listening; what is new goes through the hub,
-so a browser that was away is given what it missed.
+so a browser that was away is given what it missed. A file that has become shorter is read from its beginning.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -44,9 +45,11 @@ async def start() -> None:
 
 
 async def poll(file: trio.Path, offset: int) -> None:
-    """Publish each whole line that comes after an offset in bytes."""
+    """Publish each whole line that comes after an offset in bytes; all of them once the file is shorter than that."""
     while True:
         async with await file.open("rb") as lines:
+            if await lines.seek(0, os.SEEK_END) < offset:
+                offset = 0
             await lines.seek(offset)
             async for line in lines:
                 if not line.endswith(b"\n"):

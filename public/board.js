@@ -91,13 +91,18 @@ addEventListener("hashchange", () => enter(rooms.current()));
 
 /* ---- How many are here ---------------------------------------------------------------------------------- */
 
+const barred = new Set(); // Rooms the hub keeps us out of: no use in asking about them again and again.
 const newest = recall("newest", {}); // The newest event seen per room: a later one elsewhere is news.
 let turn = 0;
 
 addEventListener("pagehide", () => remember("newest", newest));
 
 async function look(name) {
-  const answer = await call("GET", rooms.path(name)).catch(() => null);
+  if (barred.has(name)) return;
+  const answer = await call("GET", rooms.path(name)).catch((refusal) => {
+    if (refusal.status === 403) barred.add(name);
+    return null;
+  });
   const item = [...at("room-list").children].find((one) => one.dataset.room === name);
   if (!item) return;
   const people = answer?.subscribers ?? 0;
@@ -108,8 +113,9 @@ async function look(name) {
   if (name === room) at("people").textContent = people === 1 ? "only you here" : people ? `${people} here` : "";
 }
 
+/** At the other rooms; at this one as soon as its stream is live. */
 function lookAround() {
-  for (const name of rooms.visited(room)) look(name);
+  for (const name of rooms.visited(room)) if (name !== room) look(name);
 }
 
 // This room every time and the others by turns: the cost does not grow with the list of rooms.
@@ -230,7 +236,7 @@ let unread = 0;
 
 function showUnread(count) {
   unread = count;
-  document.title = `${count ? `(${count}) ` : ""}${room} · trio-sse`;
+  document.title = `${count ? `(${count}) ` : ""}${room} · trio_sse`;
 }
 
 const forgetUnread = () => showUnread(0);
@@ -259,9 +265,12 @@ function showState(state, refusal) {
     at("people").textContent = "";
     wasLost = true;
   } else if (state === "refused") {
+    wasLost = false;
+    barred.add(room);
     // The hub's own words are for those who write programs.
-    notify(refusal.unauthorised ? "This room is not open to everybody." : refusal.message, "lost");
-    if (refusal.unauthorised) {
+    const words = { 401: "This room is not open to everybody.", 403: "This room is private: you are not allowed in." };
+    notify(words[refusal.status] ?? refusal.message, "lost");
+    if (refusal.status === 401) {
       const problem = session.sub ? "Please sign in again." : "Please sign in to read it.";
       ask({ problem, wantsToken: Boolean(session.sub) });
     }
@@ -274,6 +283,7 @@ function showState(state, refusal) {
     else notify("");
     wasLost = false;
     wasLive = true;
+    barred.delete(room);
     look(room);
   }
 }
@@ -291,6 +301,7 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
   forgetUnread();
   stream.hurry();
+  look(room);
   lookAround();
 });
 
@@ -328,7 +339,7 @@ async function deliver(draft) {
   fate("");
   try {
     const { id } = await publish().catch(async (refusal) => {
-      if (!refusal.unauthorised || !(await session.renew())) throw refusal;
+      if (refusal.status !== 401 || !(await session.renew())) throw refusal;
       Object.assign(draft.message, { name: session.name, author: session.sub });
       return publish();
     });
@@ -397,6 +408,7 @@ function ask({ problem = "", wantsToken = false, optional = false } = {}) {
 }
 
 function stopAsking() {
+  barred.clear();
   at("join").hidden = true;
   at("composer").hidden = false;
   at("token").value = "";

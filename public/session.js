@@ -12,7 +12,7 @@ export class Refusal extends Error {
     this.status = status;
   }
 
-  /** Would signing in (again) help? */
+  /** Would signing in, as somebody else if need be, help? */
   get unauthorised() {
     return this.status === 401 || this.status === 403;
   }

@@ -52,8 +52,8 @@ export class Stream {
       this.#on.gap(event.lastEventId, before);
     });
     source.onerror = () => {
-      this.#on.state("lost");
       if (source.readyState === EventSource.CLOSED) this.#revive(source);
+      else this.#on.state("lost");
     };
   }
 
@@ -79,7 +79,7 @@ export class Stream {
       await call("GET", path(this.#topic));
     } catch (refusal) {
       if (!current()) return;
-      if (refusal.unauthorised) {
+      if (refusal.status === 401) {
         const again = !this.#renewed && (await this.#on.unauthorised().catch(() => null));
         if (!current()) return;
         if (again) {
@@ -93,6 +93,7 @@ export class Stream {
       }
     }
     if (!current()) return;
+    this.#on.state("lost");
     // Jitter, so that all the pages of a restarted server do not come back in the same instant.
     const wait = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures);
     this.#failures += 1;

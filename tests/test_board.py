@@ -401,9 +401,9 @@ def test_the_title_counts_what_nobody_saw(visit: Visit, room: str, publish: Publ
     ada.page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
     publish("one")
     publish("two")
-    expect(ada.page).to_have_title(f"(2) {room} · trio-sse")
+    expect(ada.page).to_have_title(f"(2) {room} · trio_sse")
     ada.page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
-    expect(ada.page).to_have_title(f"{room} · trio-sse")
+    expect(ada.page).to_have_title(f"{room} · trio_sse")
 
 
 # -- losing and finding the connection --------------------------------------------------------------------
@@ -535,6 +535,34 @@ def test_a_hub_for_members(visit: Visit, room: str, tmp_path: Path) -> None:
         assert token not in stored
 
 
+def test_somebody_elses_private_room(visit: Visit, room: str) -> None:
+    """Who is signed in and not allowed in is told so once, is not asked for a name, and asks no more."""
+    ada = visit()
+    ada.page.clock.install()
+    ada.page.add_init_script(
+        """addEventListener("DOMContentLoaded", () => {
+            const status = document.getElementById("status");
+            window.told = [];
+            new MutationObserver(() => told.push(status.textContent)).observe(status, { childList: true });
+        });"""
+    )
+    ada.arrive(room)
+    ada.addresses.clear()
+    ada.page.goto(f"{ada.url}/#user/bob")
+    expect(ada.status).to_have_text("This room is private: you are not allowed in.")
+    expect(ada.link).to_have_text("not connected")
+    expect(ada.name_field).to_be_hidden()
+    ada.page.clock.run_for(60_000)
+    expect(ada.link).to_have_text("not connected")
+    assert ada.page.evaluate("told") == ["This room is private: you are not allowed in."]
+    asked = [urlsplit(url) for url in ada.addresses]
+    assert [url.path for url in asked if "bob" in url.path + url.query] == ["/events", "/topics/user/bob"]
+    assert not any(url.path == "/session" for url in asked)
+    ada.page.get_by_role("navigation").get_by_role("link", name=room).click()
+    expect(ada.link).to_have_text("live")
+    expect(ada.status).to_have_text("")
+
+
 # -- sending that goes wrong ------------------------------------------------------------------------------
 
 
@@ -600,7 +628,7 @@ def test_markup_and_bidi_tricks_are_text(visit: Visit, server: Server, room: str
     log = reader.page.get_by_role("log")
     expect(log.locator(".name")).to_have_text([text[:60]])
     expect(log.locator("img, script, style, b")).to_have_count(0)
-    expect(reader.page).to_have_title(f"{room} · trio-sse")
+    expect(reader.page).to_have_title(f"{room} · trio_sse")
     # Nothing outside is turned round: the time still stands to the right of the name.
     name, stamp = log.locator(".name").bounding_box(), log.locator("time").bounding_box()
     assert name is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,7 +107,10 @@ def test_a_port_in_use_is_one_line(process: Process, tmp_path: Path) -> None:
         command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "cannot listen on 127.0.0.1:" in done.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"Error: cannot listen on 127.0.0.1:\d+: Address already in use; choose another with --bind",
+        done.stderr.splitlines()[-1],
+    )
     assert "Traceback" not in done.stderr
 
 

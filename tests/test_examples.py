@@ -743,6 +743,18 @@ def test_notifications_keeps_what_was_missed(notifications: Example, notified_fi
     assert missed.endswith(b"\ndata: while you were away\n\n")
 
 
+def test_notifications_begins_again_with_a_truncated_file(notifications: Example, notified_file: Path) -> None:
+    """A file that has become shorter is read from its beginning."""
+    with reading(f"{notifications.url}/events") as stream:
+        stream.block()
+        append(notified_file, "the last of the old\n")
+        assert stream.block().endswith(b"\ndata: the last of the old\n\n")
+        notified_file.write_text("anew\n")
+        assert stream.block().endswith(b"\ndata: anew\n\n")
+        append(notified_file, "and on\n")
+        assert stream.block().endswith(b"\ndata: and on\n\n")
+
+
 @pytest.mark.parametrize("name", ["notifications", "metrics", "chat"])
 def test_the_family_notices_that_a_client_left(name: str, request: pytest.FixtureRequest) -> None:
     """What the originals never did."""
@@ -788,6 +800,18 @@ def test_metrics_page_draws_them(metrics: Example, page: Page) -> None:
     for curve in ("cpu", "memory"):
         expect(page.locator(f"polyline.{curve}")).to_have_attribute("points", re.compile(r"^\S+,\S+ \S+,\S+"))
     expect(page.locator("#memory")).to_have_text(re.compile(r"^\d+ %$"))
+
+
+@in_chromium
+def test_metrics_has_a_point_at_once(folder: Path, page: Page) -> None:
+    """Nobody waits for the second measurement to see the first."""
+    with running("metrics", "--every", "3600", folder=folder) as own:
+        page.goto(own.url)
+        expect(page.locator("#memory")).to_have_text(re.compile(r"^\d+ %$"))
+        for curve in ("cpu", "memory"):
+            dot = page.locator(f"polyline.{curve}.dot")
+            expect(dot).to_have_attribute("points", re.compile(r"^(100,\S+) \1$"))
+            expect(dot).to_have_css("stroke-linecap", "round")
 
 
 # -- chat ---------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_one_room_leaves_for_a_thread() -> None:
 
 def test_one_room_knows_hypercorn() -> None:
     """Its insides are patched in one place."""
-    assert {module for module in MODULES if "hypercorn" in packages_imported(module)} == {"server.py"}
+    assert {room(module) for module in MODULES if "hypercorn" in packages_imported(module)} == {"server"}
 
 
 def test_no_room_reads_the_environment() -> None:

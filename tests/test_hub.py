@@ -200,6 +200,7 @@ async def test_a_writer_that_breaks_fails_the_hub_and_its_publishers(tmp_path: o
             await trio.sleep_forever()
     assert caught.group_contains(ZeroDivisionError)
     assert len(errors) == 1
+    assert (hub.failed, hub.ending) == (True, "failed")
 
 
 async def test_statistics_count(autojump_clock: trio.testing.MockClock) -> None:

@@ -261,8 +261,77 @@ async def test_a_secret_can_be_read_beside_the_server(url: str) -> None:
     assert read_secret("memory:", "key") is None
 
 
-@pytest.mark.parametrize("url", ["redis://localhost", "sqlite:", "memory:x", "", "journal.db"])
+@pytest.mark.parametrize("url", ["redis://localhost", "sqlite:", "sqlite::memory:", "memory:x", "", "journal.db"])
 def test_an_unknown_journal_is_refused(url: str) -> None:
     """What is no journal is said with what one looks like."""
     with pytest.raises(JournalUnusable, match="use memory: or sqlite:PATH"):
         open_journal(url)
+
+
+async def test_a_position_is_kept_for_the_next_life(url: str) -> None:
+    """A cursor that no event has was given; after a restart under a clock that went back, events are above it."""
+    clock = WallClock()
+    async with open_journal(url, clock=clock) as journal:
+        clock.move(10)
+        position = journal.position()
+    clock.move(-3600)
+    async with open_journal(url, clock=clock) as journal:
+        assert journal.gave(position)
+        assert (await journal.append([draft("a")]))[0] > position
+
+
+async def test_a_lowered_limit_counts_after_a_restart(url: str) -> None:
+    """Also in topics that get no new event."""
+    async with open_journal(url) as journal:
+        await journal.append([draft("a", str(number)) for number in range(100)])
+    async with open_journal(url, retention=Retention(events=10)) as journal:
+        await journal.trim()
+        assert data_of(await read_all(journal, "a")) == [str(number) for number in range(90, 100)]
+
+
+async def test_after_a_failed_commit_memory_and_file_say_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topic whose first event was rolled back is made again, also when counting again failed at first."""
+    async with open_journal(url) as journal:
+        assert isinstance(journal, sqlite_journal.SQLiteJournal)
+
+        def fail(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(database.Writer, "_forget", fail)
+            with pytest.raises(JournalError):
+                await journal.append([draft("new", "lost")])
+            assert journal.unwritable is not None
+            patch.setattr(database.Writer, "_count", fail)
+            with pytest.raises(JournalError):
+                await journal.append([draft("new", "lost")])
+        await journal.append([draft("new", "kept")])
+        assert journal.unwritable is None
+        assert data_of(await read_all(journal, "new")) == ["kept"]
+        assert journal.statistics().events == 1
+
+
+async def test_a_failing_read_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader is told that reading failed, not writing."""
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with open_journal(url) as journal:
+        monkeypatch.setattr(database, "choose", fail)
+        with pytest.raises(JournalError, match="could not read"):
+            await journal.read(parse_selectors(["a"]), ORIGIN, 10)
+
+
+async def test_many_old_events_are_removed_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lowered byte limit is reached over several transactions, none of which is long."""
+    monkeypatch.setattr(database, "BATCH", 10)
+    monkeypatch.setattr(database, "MOST_BATCHES", 3)
+    async with open_journal(url) as journal:
+        await journal.append([draft("a", "x" * 100) for _ in range(200)])
+    async with open_journal(url, retention=Retention(bytes=1000)) as journal:
+        await journal.trim()
+        assert journal.statistics().events == 170
+        for _ in range(10):
+            await journal.trim()
+        assert 0 < journal.statistics().bytes <= 1000

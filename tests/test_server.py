@@ -23,6 +23,8 @@ from hypercorn.utils import wrap_app
 from tests.serving import Server, free_port, serving
 from trio_sse import server as room
 from trio_sse.event import Event
+from trio_sse.server.worker import BACKLOG
+from trio_sse.server.writes import Allowance
 from trio_sse.wire import Decoder
 
 T = TypeVar("T")
@@ -246,7 +248,7 @@ def test_a_slow_reader_that_keeps_reading_is_not_cut(server: Server) -> None:
 
 def test_too_little_over_a_minute_is_too_little() -> None:
     """Less than 1 KiB/s, over a minute in which bytes waited, is the end; more begins a new minute."""
-    slow, fast = room._Allowance(), room._Allowance()
+    slow, fast = Allowance(), Allowance()
     slow.add(30_000, 61)
     fast.add(70_000, 61)
     assert slow.is_spent()
@@ -301,6 +303,27 @@ def test_a_reader_behind_a_pipelined_request_is_let_go(server: Server) -> None:
     assert after["pid"] == baseline["pid"]
 
 
+def test_a_shutdown_ends_a_publishers_stream(own_server: Server) -> None:
+    """What was acknowledged stands, then a problem says where to go on; the server does not wait for the publisher."""
+    publisher = connect(own_server)
+    publisher.sendall(
+        b"POST /topics/lobby HTTP/1.1\r\nHost: x\r\nContent-Type: text/event-stream\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: x\n\n\r\n"
+    )
+    received = b""
+    while b"acked" not in received:
+        received += publisher.recv(65536)
+    began = time.monotonic()
+    assert own_server.process is not None
+    own_server.process.terminate()
+    while data := publisher.recv(65536):
+        received += data
+    assert b'"status": 503' in received
+    assert b"send the rest again" in received
+    assert own_server.process.wait(10) == 0
+    assert time.monotonic() - began < 2 * (1 + 1)
+
+
 def test_a_shutdown_does_not_wait_for_who_never_reads(own_server: Server) -> None:
     """Streams and pages whose bytes nobody takes are given up when the drain time is over."""
     for _ in range(10):
@@ -351,7 +374,7 @@ def test_streams_are_given_the_drain_time_and_a_longer_queue() -> None:
 
     trio.run(main)
     assert config.graceful_timeout == 7.5
-    assert config.backlog == room.BACKLOG
+    assert config.backlog == BACKLOG
     for sock in sockets.insecure_sockets:
         sock.close()
 
@@ -397,6 +420,17 @@ def test_a_journal_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
         server.start()
     lines = [line for line in server.log().splitlines() if not line.startswith("[")]
     assert lines == ["trio_sse: the journal missing/folder/x.db cannot be used: No such file or directory"]
+
+
+def test_another_worker_class_is_one_line(tmp_path: Path) -> None:
+    """Who forgets ``--worker-class trio`` is told, and nothing serves."""
+    server = Server(folder=tmp_path, env=MEMORY)
+    index = server.command.index("--worker-class")
+    del server.command[index : index + 2]
+    with pytest.raises(RuntimeError):
+        server.start()
+    lines = [line for line in server.log().splitlines() if not line.startswith("[")]
+    assert lines == ["trio_sse: it runs on Trio: hypercorn trio_sse.app:app --worker-class trio"]
 
 
 def test_a_wrong_setting_is_one_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from trio_sse import Event, EventStream, open_hub, wire
 from trio_sse.hub import Hub
 from trio_sse.stream import CHUNK_BYTES, StreamBody
 from trio_sse.testing import decode
+from trio_sse.ticker import MARGIN
 
 OPENING = b": stream\nretry: 2000\n"
 
@@ -93,7 +94,7 @@ async def test_a_silent_source_gets_heartbeats(autojump_clock: trio.testing.Mock
         began = trio.current_time()
         assert await next_chunk(body) == wire.HEARTBEAT
         assert await next_chunk(body) == wire.HEARTBEAT
-        assert trio.current_time() - began == pytest.approx(20)
+        assert trio.current_time() - began == pytest.approx(20 * MARGIN)
         nursery.start_soon(send.send, Event("x"))
         assert await next_chunk(body) == b"data: x\n\n"
 
@@ -311,6 +312,40 @@ async def test_a_finished_source_ends_the_response() -> None:
     await EventStream(receive)(request.scope, request.receive, request.send)
     assert request.body == OPENING + b"data: x\n\n"
     assert request.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_a_stream_that_breaks_off_is_ended(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gets the last message, without which an HTTP/2 stream would stay open and silent; the log says why."""
+    async with open_hub() as hub, trio.open_nursery() as nursery:
+        request = Request()
+        nursery.start_soon(serve, hub, request)
+        await trio.testing.wait_all_tasks_blocked()
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("oh no")
+
+        monkeypatch.setattr(StreamBody, "_waiting", broken)
+        await hub.publish("a", "x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert request.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+        assert "oh no" in caplog.text
+        assert hub.statistics().streams == 0
+
+
+async def test_a_client_that_leaves_before_the_headers_closes_the_source() -> None:
+    """A worker that sends into the channel sees it broken, however early the client left."""
+    send, receive = trio.open_memory_channel[Event](0)
+    request = Request()
+
+    async def gone(_: Any) -> None:
+        raise trio.BrokenResourceError
+
+    with pytest.raises(trio.BrokenResourceError):
+        await EventStream(receive)(request.scope, request.receive, gone)
+    with pytest.raises(trio.BrokenResourceError):
+        await send.send(Event("x"))
 
 
 async def test_head_is_answered_without_a_subscription(autojump_clock: trio.testing.MockClock) -> None:

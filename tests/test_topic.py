@@ -105,11 +105,18 @@ def test_any_text_is_a_topic_or_refused(text: str) -> None:
         assert check_topic(text) == text
 
 
+@pytest.mark.parametrize("raw", [b"100%", b"a%zz", b"%4", b"%%41"])
+def test_a_percent_sign_is_written_as_25(raw: bytes) -> None:
+    """What is no escape is refused, not guessed at."""
+    with pytest.raises(InvalidTopic, match="%25"):
+        topic_from_path(raw)
+
+
 @pytest.mark.parametrize(
     ("raw", "topic"),
     [
         *((b"lobby", "lobby"), (b"room/42", "room/42"), (b"room%2F42", "room/42"), (b"a%20b", "a b"), (b"a+b", "a+b")),
-        *((b"%C3%A9", "é"), (b"\xc3\xa9", "é"), (b"%c3%a9", "é"), (b"%2541", "%41"), (b"100%", "100%")),
+        *((b"%C3%A9", "é"), (b"\xc3\xa9", "é"), (b"%c3%a9", "é"), (b"%2541", "%41"), (b"100%25", "100%")),
     ],
 )
 def test_a_topic_is_read_from_a_path(raw: bytes, topic: str) -> None:

@@ -367,9 +367,21 @@ def test_the_number_is_that_of_the_last_event_of_the_commit(server: Server, topi
     assert acks[-1] == {"acked": 2, "id": done["id"]}
 
 
+@pytest.mark.parametrize("end", [b"data: unfinished", b"data: unfinished\n", b"data: " + b"x" * (MIB + 1), b"da"])
+def test_an_unfinished_event_is_said(server: Server, topic: str, end: bytes) -> None:
+    """What no blank line ended is not published, and not dropped in silence; what came before it is safe."""
+    answer = ask(server, "POST", f"/topics/{topic}", end, STREAM)
+    assert answer.status in (400, 413)
+    assert last_event_id(server, topic) is None
+    done, fault = ask(server, "POST", f"/topics/{topic}", b"data: whole\n\n" + end, STREAM).lines
+    assert done["acked"] == 1
+    assert fault["status"] in (400, 413)
+    assert last_event_id(server, topic) == done["id"]
+
+
 def test_a_stream_without_events_is_done_at_once(server: Server, topic: str) -> None:
     """An empty stream, or one that never ends an event, publishes nothing and says so."""
-    for body in (b"", b": hello\nretry: 5\n\n", b"id: 5\n\n", b"data: unfinished\n"):
+    for body in (b"", b": hello\nretry: 5\n\n", b"id: 5\n\n", b": unfinished"):
         assert ask(server, "POST", f"/topics/{topic}", body, STREAM).lines == [{"done": True, "count": 0, "id": None}]
     assert last_event_id(server, topic) is None
 

@@ -512,3 +512,19 @@ def test_no_page_is_named_where_none_is_listed(server: Server, topic: str) -> No
     headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
     for method in ("OPTIONS", "GET"):
         assert cors_of(ask(server, method, f"/topics/{topic}", headers=headers)) == {}
+
+
+def test_a_publishers_stream_does_not_outlast_its_token(server: Server, topic: str) -> None:
+    """What came in time is acknowledged; then a problem says to get a new token."""
+    token = sign(ttl_s=2, publish=[topic])
+    with Wire(server) as wire:
+        wire.send(
+            f"POST /topics/{topic} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n"
+            "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: x\n\n\r\n".encode()
+        )
+        began = time.monotonic()
+        answer = wire.rest()
+        assert time.monotonic() - began < 2 + 2 * 1
+    assert b'"acked": 1' in answer
+    assert b'"status": 401' in answer
+    assert b"get a new one" in answer

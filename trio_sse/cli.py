@@ -45,8 +45,13 @@ def serve(binds: Sequence[str]) -> None:
     binds = binds or (DEFAULT_BIND,)
     try:
         trio.run(partial(_serve, app, list(binds)))
-    except* OSError as group:
-        raise click.ClickException(f"cannot listen on {', '.join(binds)}: {group.exceptions[0]}") from None
+    except* (OSError, OverflowError) as group:
+        why = next(server.leaves(group))
+        errno = why.errno or 0 if isinstance(why, OSError) else 0
+        reason = os.strerror(errno) if errno > 0 else str(why)
+        raise click.ClickException(
+            f"cannot listen on {', '.join(binds)}: {reason}; choose another with --bind"
+        ) from None
     if app.has_hub and app.hub.failed:
         raise click.ClickException("the hub failed; its log says how")
 

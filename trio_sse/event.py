@@ -121,13 +121,13 @@ def _check_text(field: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidEvent(f"{field} holds half of a surrogate pair, which UTF-8 cannot say") from None
+        raise InvalidEvent(f"the event's {field} holds half of a surrogate pair, which UTF-8 cannot say") from None
 
 
 def _check_name(field: str, text: str) -> None:
     if len(text) > MAX_NAME:
-        raise InvalidEvent(f"{field} has {len(text)} characters; {MAX_NAME} are allowed")
+        raise InvalidEvent(f"the event's {field} has {len(text)} characters; {MAX_NAME} are allowed")
     for character in text:
         if unicodedata.category(character) == "Cc":
-            raise InvalidEvent(f"{field} holds the control character U+{ord(character):04X}")
+            raise InvalidEvent(f"the event's {field} holds the control character U+{ord(character):04X}: leave it out")
     _check_text(field, text)

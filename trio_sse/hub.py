@@ -1,7 +1,7 @@
 """A hub: events in, through the journal, out to every subscriber.
 
 One task follows the journal and broadcasts; two small ones beat the heart of idle streams and remove old events.
-``open_hub`` runs both for the length of a block. If one of them breaks, the hub has failed: everything that it
+``open_hub`` runs them for the length of a block. If one of them breaks, the hub has failed: everything that it
 carries is ended, so that nobody sits on heartbeats for ever, and the block is left with the exception.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -60,6 +60,7 @@ class Hub:
         self.failed = False
         self._desk = Desk(journal, self.broadcaster, Ticker(heartbeat_s), buffer_events)
         self._published = 0
+        self._cancelled_on_ending: dict[trio.CancelScope, None] = {}
         # A batch must leave room in a subscriber's channel, or it would be lagging at once.
         self._batch_records = max(1, min(64, buffer_events // 4))
 
@@ -139,6 +140,7 @@ class Hub:
             self.failed = True
             raise
         finally:
+            self.failed = self.failed or self.journal.broken
             self.end_streams("failed" if self.failed else "shutdown")
 
     async def _trim(self) -> None:
@@ -148,11 +150,25 @@ class Hub:
             with contextlib.suppress(JournalError):  # it has been logged, and may work the next time
                 await self.journal.trim()
 
+    @contextmanager
+    def cancelled_on_ending(self) -> Iterator[trio.CancelScope]:
+        """A cancel scope that is cancelled when the hub takes no more streams: for who waits for a client."""
+        with trio.CancelScope() as scope:
+            self._cancelled_on_ending[scope] = None
+            if self.ending is not None:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                del self._cancelled_on_ending[scope]
+
     def end_streams(self, reason: EndReason) -> None:
         """Take no more streams, and tell every open one to say goodbye."""
         self._desk.ending = self._desk.ending or reason
         for stream in self._desk.streams:
             stream.end(reason)
+        for scope in self._cancelled_on_ending:
+            scope.cancel()
         self.broadcaster.close(reason)
 
     @property

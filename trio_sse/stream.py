@@ -34,6 +34,7 @@ from .errors import HubFull
 from .event import Event
 from .record import RESERVED_PREFIX
 from .subscription import Subscription
+from .ticker import MARGIN
 
 RETRY_MS = 2000
 """The reconnection time a stream opens with, in milliseconds."""
@@ -43,6 +44,9 @@ CHUNK_BYTES = 64 * 1024
 
 SPREAD_MS_PER_STREAM = 2
 """When many streams end at once, each adds so much to the span over which they come back."""
+
+EXPIRY_GRACE_S = 0.9
+"""So much later than its time the goodbye of a stream may still be under way."""
 
 Message = MutableMapping[str, Any]
 
@@ -110,14 +114,17 @@ class EventStream(TrioResponse):
         if isinstance(self.body.source, Subscription):
             self.headers["Last-Event-ID"] = str(await self.body.source.locate())
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
-        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         self.body.is_wanted = scope["method"] != "HEAD"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
-            async with self.body as chunks:
-                async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            nursery.cancel_scope.cancel()
+        async with self.body as chunks:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
+                    async for chunk in chunks:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    nursery.cancel_scope.cancel()
+            except* Exception:
+                log.exception("a stream broke off, and is ended")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -142,7 +149,7 @@ class StreamBody(ResponseBody):
         self.is_wanted = True
         """Whether there is to be a body at all; a HEAD request gets none."""
         self._retry_ms = retry_ms
-        self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s
+        self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s * MARGIN
         self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
         self._while_open = while_open
         self._frames: Source
@@ -168,6 +175,7 @@ class StreamBody(ResponseBody):
     # -- what a response does with it ---------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        server.write_before.set(self._expires_at + EXPIRY_GRACE_S)
         async with AsyncExitStack() as stack:
             try:
                 stack.enter_context(self._while_open if self.is_wanted else nullcontext())
@@ -297,7 +305,7 @@ class _Foreign:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._nursery.cancel_scope.cancel()
-        await self._nursery_manager.__aexit__(kind, error, trace)
+        await self._nursery_manager.__aexit__(None, None, None)  # the error is not of its tasks: do not wrap it
         self._receive.close()
 
     async def receive(self) -> _Encoded:

@@ -11,6 +11,7 @@ plain set of selectors, and nothing behind the door needs to know of tokens.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PRIVATE = "user"
 """The first segment of private topics: ``user/<sub>`` is somebody's own inbox."""
 
 _WILDCARDS = ("*", "**")
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def check_topic(text: str) -> str:
@@ -46,6 +48,8 @@ def topic_from_path(raw: bytes) -> str:
 
     Takes the raw path because a router's decoding is lossy: it turns ``%ff`` and ``%fe`` into one character.
     """
+    if _BAD_ESCAPE.search(raw):
+        raise InvalidTopic("the topic in the path has a % that no two hexadecimal digits follow: write it as %25")
     try:
         return check_topic(unquote_to_bytes(raw).decode())
     except UnicodeDecodeError:
@@ -148,7 +152,7 @@ def _segments(what: str, text: str) -> tuple[str, ...]:
         raise InvalidTopic(f"the {what} has {size} bytes; {MAX_TOPIC} are allowed")
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
-            raise InvalidTopic(f"the {what} holds U+{ord(character):04X}, a control or format character")
+            raise InvalidTopic(f"the {what} holds U+{ord(character):04X}, a control or format character: leave it out")
     if not unicodedata.is_normalized("NFC", text):
         raise InvalidTopic(f"the {what} is not in Unicode normal form C: normalise it first")
     segments = tuple(text.split("/"))

@@ -147,6 +147,11 @@ class Decoder:
             self.retry = self._block_retry = min(retry, MAX_RETRY_MS)
         return None
 
+    @property
+    def has_unfinished_data(self) -> bool:
+        """Whether there is data, or the beginning of a line, that no blank line has made an event yet."""
+        return bool(self._data) or (bool(self._buffer) and self._buffer[0] != 0x3A)
+
     def _dispatch(self) -> Event | None:
         if self._id is not None:
             self.last_event_id = self._id

@@ -29,7 +29,7 @@ def open_journal(
     kind, _, path = url.partition(":")
     if kind == "memory" and not path:
         return open_memory(retention, clock)
-    if kind == "sqlite" and path:
+    if kind == "sqlite" and path not in ("", ":memory:"):
         return open_sqlite(path, retention, clock)
     raise JournalUnusable(f"there is no journal {url!r}: use memory: or sqlite:PATH")
 

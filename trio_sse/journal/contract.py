@@ -72,6 +72,10 @@ class Journal(abc.ABC):
         self._last = ORIGIN  # the highest ID or position given so far
         self.tail = ORIGIN
         """The highest ID that is visible."""
+        self.broken = False
+        """Whether it can keep nothing any more, because something in it failed that nobody expected."""
+        self.unwritable: str | None = None
+        """Why it could not keep what it was given last, if it could not; it may be able to again."""
         self.born = ORIGIN
         """The position at which this life of the journal began."""
 

@@ -27,6 +27,12 @@ SCHEMA_VERSION = 1
 MERGED_TOPICS = 64
 """Up to so many topics are read one by one along the index and merged; more, along the journal."""
 
+BUSY_S = 1.0
+"""How long another program, such as a backup, may hold the file before a transaction fails."""
+
+BATCH, MOST_BATCHES = 256, 40
+"""So many rows are looked at together when the oldest are removed, and so often in one transaction."""
+
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, floor INTEGER NOT NULL) STRICT;
@@ -103,6 +109,9 @@ class Writer:
         self._bytes = 0
         self._events = 0
         self._last = 0
+        self._stale = True  # what is in memory may not be what is in the file
+        self._crowded: set[int] = set()  # topics that hold more than retention allows
+        self._kept_position: EventID | None = None
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -132,18 +141,23 @@ class Writer:
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 for name in ("born", "coarse_floor"):
                     db.execute("INSERT INTO meta VALUES (?, ?)", (name, str(position.packed())))
+                db.execute("INSERT INTO meta VALUES ('position', ?)", (str(position.packed()),))
             # A file that cannot be written must fail here, not at the first event.
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(position),))
+            db.execute("UPDATE meta SET value = value WHERE name = 'position'")
         self._count()
         highest = (
+            _meta(db, "position"),
             db.execute("SELECT max(id) FROM record").fetchone()[0] or 0,
             db.execute("SELECT max(floor) FROM topic").fetchone()[0] or 0,
             _meta(db, "coarse_floor"),
         )
         return EventID.unpacked(_meta(db, "born")), EventID.unpacked(max(highest))
 
-    def close(self) -> None:
+    def close(self, position: EventID) -> None:
+        """Close the file, with the highest ID or position that was given."""
         if self._db is not None:
+            with contextlib.suppress(sqlite3.Error), transaction(self._db):
+                self._keep_position(position)
             self._db.close()
 
     def statistics(self) -> JournalStatistics:
@@ -156,21 +170,29 @@ class Writer:
             query = "SELECT value FROM meta WHERE name = ?"
             return str(self.db.execute(query, (f"secret {name}",)).fetchone()[0])
 
-    def commit(self, records: Sequence[Record], oldest_ms: float) -> None:
-        """Keep the records and remove what retention no longer allows, both or neither."""
-        try:
-            with transaction(self.db):
-                touched = self._insert(records)
-                for topic in touched:
-                    excess = self._counts[topic] - self._retention.events
-                    if excess > 0:
-                        self._remove("WHERE topic = ? ORDER BY id LIMIT ?", (topic, excess))
-                self._remove_old(oldest_ms)
-                self._forget()
-        except sqlite3.Error:
-            with contextlib.suppress(sqlite3.Error):
-                self._count()
-            raise
+    def commit(self, records: Sequence[Record], oldest_ms: float, position: EventID | None = None) -> None:
+        """Keep the records (and the position) and remove what retention no longer allows, all or nothing."""
+        if self._stale:
+            self._count()
+        self._stale = True  # until it is known that memory and file say the same
+        with transaction(self.db):
+            for topic in self._crowded | self._insert(records):
+                excess = self._counts[topic] - self._retention.events
+                if excess > 0:
+                    self._remove("WHERE topic = ? ORDER BY id LIMIT ?", (topic, excess))
+            self._remove_old(oldest_ms)
+            self._forget()
+            if position is not None:
+                self._keep_position(position)
+        self._crowded = set()
+        self._stale = False
+
+    def _keep_position(self, position: EventID) -> None:
+        """So that the next life begins above it, whatever the clock says then."""
+        if position != self._kept_position:
+            query = "INSERT OR REPLACE INTO meta VALUES ('position', ?)"
+            self.db.execute(query, (str(position.packed()),))
+            self._kept_position = position
 
     def _insert(self, records: Sequence[Record]) -> set[int]:
         rows = []
@@ -195,16 +217,24 @@ class Writer:
         return touched
 
     def _remove_old(self, oldest_ms: float) -> None:
-        while self._events:
-            oldest = EventID.unpacked(self.db.execute("SELECT min(id) FROM record").fetchone()[0])
+        """Remove the oldest events, whatever their topic, until age, bytes and the number of topics are right.
+
+        In batches, and not without end: what a lowered limit leaves is removed with the next commits.
+        """
+        for _ in range(MOST_BATCHES):
+            (oldest,) = self.db.execute("SELECT min(id) FROM record").fetchone()
             crowded = len(self._topics) - len(self._empty) > MAX_TOPICS
-            if oldest.ms >= oldest_ms and self._bytes <= self._retention.bytes and not crowded:
+            if oldest is None or not (
+                crowded or self._bytes > self._retention.bytes or EventID.unpacked(oldest).ms < oldest_ms
+            ):
                 return
-            if oldest.ms < oldest_ms:
-                limit = EventID(int(oldest_ms), 0).packed()
-                self._remove("WHERE id < ? ORDER BY id LIMIT 1000", (limit,))
-            else:
-                self._remove("ORDER BY id LIMIT 1", ())
+            rows = self.db.execute("SELECT id, length(frame) FROM record ORDER BY id LIMIT ?", (BATCH,)).fetchall()
+            over, last = self._bytes - self._retention.bytes, oldest
+            for id, size in rows:
+                if EventID.unpacked(id).ms >= oldest_ms and over <= 0:
+                    break
+                last, over = id, over - size
+            self._remove("WHERE id <= ?", (last,))
 
     def _remove(self, which: str, values: tuple[int, ...]) -> None:
         rows = self.db.execute("SELECT id, topic, length(frame) FROM record " + which, values).fetchall()  # noqa: S608
@@ -239,10 +269,12 @@ class Writer:
         self._events = sum(count for _, count, _, _ in rows)
         self._bytes = sum(size for _, _, size, _ in rows)
         self._last = max((last for _, _, _, last in rows), default=0)
+        self._crowded = {topic for topic, count in self._counts.items() if count > self._retention.events}
+        self._stale = False
 
 
 def connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(Path(path), isolation_level=None, check_same_thread=False, timeout=0)
+    db = sqlite3.connect(Path(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S)
     db.execute("PRAGMA synchronous = NORMAL")
     return db
 

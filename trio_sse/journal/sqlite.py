@@ -96,16 +96,20 @@ class SQLiteJournal(Journal):
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()
+        self._writer.close(self._last)
         if self._reader is not None:
             self._reader.close()
 
     async def run(self) -> None:
         """Commit what publishers append, until cancelled; what was taken by then is still answered."""
-        with self._receive:
-            async for first in self._receive:
-                await self._commit(self._take_more(first))
-                await self.wait_room()
+        try:
+            with self._receive:
+                async for first in self._receive:
+                    await self._commit(self._take_more(first))
+                    await self.wait_room()
+        except Exception:
+            self.broken = True
+            raise
 
     def _take_more(self, first: _Append) -> list[_Append]:
         appends, size = [first], first.size
@@ -127,8 +131,9 @@ class SQLiteJournal(Journal):
             self.publish(records)
             error = None
         except sqlite3.Error as cause:
-            error = _explained(cause)
+            error = _explained(cause, "write")
         finally:
+            self.unwritable = None if error is None else str(error)
             for append, mine in zip(appends, written, strict=True):
                 append.ids, append.error = [record.id for record in mine], error
                 append.done.set()
@@ -147,19 +152,19 @@ class SQLiteJournal(Journal):
 
     async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
         async with self._reading:
-            return await _in_thread(self._read, selectors, after.packed(), limit)
+            return await _in_thread("read", self._read, selectors, after.packed(), limit)
 
     async def floor(self, selectors: Sequence[Selector]) -> EventID:
         async with self._reading:
-            return (await _in_thread(self._read, selectors, 0, 0)).floor
+            return (await _in_thread("read", self._read, selectors, 0, 0)).floor
 
     async def last_event_id(self, topic: str) -> EventID | None:
         async with self._reading:
-            return await _in_thread(self._read_last, topic)
+            return await _in_thread("read", self._read_last, topic)
 
     async def trim(self) -> None:
         async with self._writing:
-            await _in_thread(self._writer.commit, [], self.oldest_ms())
+            await _in_thread("write", self._writer.commit, [], self.oldest_ms(), self._last)
             self._statistics = self._writer.statistics()
 
     def statistics(self) -> JournalStatistics:
@@ -167,7 +172,7 @@ class SQLiteJournal(Journal):
 
     async def secret(self, name: str, fresh: str) -> str:
         async with self._writing:
-            return await _in_thread(self._writer.secret, name, fresh)
+            return await _in_thread("write", self._writer.secret, name, fresh)
 
     def _read(self, selectors: Sequence[Selector], after: int, limit: int) -> Page:
         assert self._reader is not None
@@ -189,15 +194,15 @@ class SQLiteJournal(Journal):
         return None if last is None else EventID.unpacked(last)
 
 
-def _explained(error: sqlite3.Error) -> JournalError:
-    log.error("the journal could not write: %s", error)
+def _explained(error: sqlite3.Error, what: str) -> JournalError:
+    log.error("the journal could not %s: %s", what, error)
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return JournalFull("there is no room left for the journal; nothing was kept")
-    return JournalError("the journal could not write; nothing was kept, try again later")
+    return JournalError(f"the journal could not {what}; try again later")
 
 
-async def _in_thread(do: Callable[..., T], *args: object) -> T:
+async def _in_thread(what: str, do: Callable[..., T], *args: object) -> T:
     try:
         return await trio.to_thread.run_sync(do, *args)
     except sqlite3.Error as error:
-        raise _explained(error) from error
+        raise _explained(error, what) from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 from datetime import timedelta
+from typing import Any
 
 import trio
 from quart import Request as QuartRequest
 from quart_cors import cors
 from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGILifespan
 from werkzeug.exceptions import HTTPException
 
 from .. import server
@@ -31,10 +33,20 @@ CORS_AGE = timedelta(hours=1)
 log = logging.getLogger(__name__)
 
 
+class Lifespan(TrioASGILifespan):
+    """The application's beginning and end, on Trio or not at all."""
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        if not trio.lowlevel.in_trio_run():
+            server.give_up("it runs on Trio: hypercorn trio_sse.app:app --worker-class trio")
+        await super().__call__(receive, send)
+
+
 class TrioSSE(QuartTrio):
     """The application: one hub for as long as the server lives."""
 
     asgi_http_class = HTTPConnection
+    asgi_lifespan_class = Lifespan
     asgi_websocket_class = NoWebSocket  # type: ignore[assignment]
     request_class = Request
 
@@ -142,9 +154,9 @@ def create_app(settings: Settings) -> TrioSSE:
             app,
             allow_origin=settings.allow_origins,
             allow_credentials=True,
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
             allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
-            expose_headers=["Last-Event-ID", "Idempotency-Replayed"],
+            expose_headers=["Last-Event-ID"],
             max_age=CORS_AGE,
         )
     return app

@@ -31,6 +31,8 @@ def add_routes(app: TrioSSE) -> None:
     async def ready() -> Response:
         if app.hub.failed or app.hub.ending is not None:
             return problem.respond(503, f"the hub takes no streams: {app.hub.ending}")
+        if app.hub.journal.unwritable is not None:
+            return problem.respond(503, app.hub.journal.unwritable)
         return Response("ready\n", content_type="text/plain")
 
     @app.get("/metrics")

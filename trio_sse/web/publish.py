@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Never
 
+import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
-from ..errors import InvalidEvent, InvalidInput, TrioSSEError
+from ..errors import HubFailed, InvalidEvent, InvalidInput, InvalidToken, TrioSSEError
 from ..event import DEFAULT_TYPE, Event, EventID
 from ..hub import check_publishable
 from ..topic import Selector, topic_from_path
@@ -55,7 +58,7 @@ def add_routes(app: TrioSSE) -> None:
                 raise InvalidInput("a stream says the type of each event itself: leave event and key out")
             incoming = getattr(request, "incoming", None)
             assert isinstance(incoming, Incoming)
-            acknowledgements = _Acknowledgements(app.hub, topic, incoming)
+            acknowledgements = _Acknowledgements(app.hub, topic, incoming, grant.expires_at)
             await acknowledgements.begin()
             response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
             response.timeout = None
@@ -158,8 +161,9 @@ class _Acknowledgements(ResponseBody):
     the publisher's own connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
     """
 
-    def __init__(self, hub: Hub, topic: str, incoming: Incoming) -> None:
+    def __init__(self, hub: Hub, topic: str, incoming: Incoming, expires_at: int | None) -> None:
         self._hub, self._topic, self._incoming = hub, topic, incoming
+        self._deadline = math.inf if expires_at is None else trio.current_time() + expires_at - time.time()
         self._decoder = Decoder(errors="strict")
         self._count = 0
         self._last: EventID | None = None
@@ -184,21 +188,33 @@ class _Acknowledgements(ResponseBody):
                 self._done = True
                 return problem(self._fault.status_hint, str(self._fault))
             try:
-                piece = await self._incoming.read()
+                piece = await self._read()
             except Disconnected:
                 self._done = True
                 return None
+            if self._fault is not None:
+                continue
+            if not piece and self._decoder.has_unfinished_data:
+                self._fault = InvalidEvent("the stream ended in the middle of an event: end each with a blank line")
+                continue
             if not piece:
                 self._done = True
-                return {
-                    "done": True,
-                    "count": self._count,
-                    "id": None if self._last is None else str(self._last),
-                }
+                return {"done": True, "count": self._count, "id": None if self._last is None else str(self._last)}
             acked = await self._commit(piece)
             if acked is not None:
                 return {"acked": acked, "id": str(self._last)}
         return None
+
+    async def _read(self) -> bytes:
+        """The next piece of the body; nothing, and a fault, when the token runs out or the hub ends before it."""
+        with self._hub.cancelled_on_ending() as scope:
+            scope.deadline = self._deadline
+            return await self._incoming.read()
+        if self._hub.ending is None:
+            self._fault = InvalidToken("the token has expired: get a new one, and send the rest with it")
+        else:
+            self._fault = HubFailed("the server is going away: send the rest again in a moment")
+        return b""
 
     async def _commit(self, piece: bytes) -> int | str | None:
         """Append the events that this piece completes, up to a fault; what to acknowledge, or none for nothing."""

@@ -1,0 +1,90 @@
+"""The one room that knows Hypercorn's insides.
+
+What is mended here, and why (each was seen with Hypercorn 0.18.0):
+
+- An exception in one connection's task ends the worker and every stream in it. The guard round
+  ``TCPServer.run`` lets one connection's exception end that connection and nothing else.
+- A write to a client that never reads is shielded from cancellation and has no deadline: the client holds its
+  memory for ever, and so does a shutdown. Our ``protocol_send`` keeps the lock and the shield and adds the
+  deadline.
+- Over HTTP/2 a write only waits in theory: a frozen client makes the worker buffer without bound. Our
+  ``StreamBuffer`` waits, with the deadline.
+- After a thousand requests on one HTTP/2 connection its streams are silent for ever. There is no such limit here.
+- A client that has closed an idle connection keeps its task and descriptor until the keep-alive time is over. Here
+  they go with the client.
+- The application is not told that the server is going away. :func:`wait_shutdown` tells it.
+- Streams are cut at ``graceful_timeout``, which must be later than our goodbyes; ``backlog`` is too small for a
+  thousand browsers that come back at once.
+- A worker whose parent was killed goes on, and keeps the port and the journal. One that is sent SIGTERM with its
+  parent, as systemd does, dies at once and says goodbye to nobody.
+
+Everything is patched by one named act, :func:`guard_hypercorn`, which stands aside and says so when it finds a
+version it does not know.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from typing import Any
+
+import hypercorn.trio
+import hypercorn.trio.run
+from hypercorn.protocol.h2 import StreamBuffer
+from hypercorn.trio.tcp_server import TCPServer
+
+from . import connection, worker, writes
+from .connection import Connection, current_connection, leaves
+from .limits import limits, write_before
+from .worker import end_worker, give_up, serve, wait_shutdown, watch_parent, watch_signals, workers
+
+__all__ = [
+    "Connection",
+    "current_connection",
+    "end_worker",
+    "give_up",
+    "guard_hypercorn",
+    "leaves",
+    "serve",
+    "wait_shutdown",
+    "watch_parent",
+    "watch_signals",
+    "workers",
+    "write_before",
+]
+
+KNOWN_VERSIONS = ("0.18.",)
+
+log = logging.getLogger(__name__)
+
+
+def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
+    """Patch Hypercorn's Trio worker in this process; whether it was one that we know.
+
+    ``write_timeout_s`` is how long the kernel may take no byte for a client; ``drain_s`` is how long goodbyes may
+    take on shutdown. Called again, it sets the limits anew.
+    """
+    version = importlib.metadata.version("hypercorn")
+    if not version.startswith(KNOWN_VERSIONS):
+        log.warning(
+            "Hypercorn %s is not one of the versions trio_sse knows (%s*): it runs unguarded, and a single "
+            "malformed request may end every stream",
+            version,
+            "*, ".join(KNOWN_VERSIONS),
+        )
+        return False
+    limits.write_timeout_s, limits.drain_s = write_timeout_s, drain_s
+    patches: list[tuple[Any, str, object]] = [
+        (TCPServer, "run", connection.guarded_run),
+        (TCPServer, "_read_data", connection.read_data_then_stop_idling),
+        (TCPServer, "protocol_send", writes.bounded_protocol_send),
+        (StreamBuffer, "pop", writes.pop),
+        (StreamBuffer, "push", writes.bounded_push),
+        (StreamBuffer, "drain", writes.bounded_drain),
+        (hypercorn.trio.run, "WorkerContext", worker.KnownWorkerContext),
+        (hypercorn.trio.run, "worker_serve", worker.prepared_worker_serve),
+        (hypercorn.trio, "worker_serve", worker.prepared_worker_serve),
+    ]
+    for owner, name, patch in patches:
+        setattr(owner, name, patch)
+    return True

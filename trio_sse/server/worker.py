@@ -1,0 +1,142 @@
+"""The worker: how it begins, how it hears that it is to end, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import hypercorn.trio
+import hypercorn.trio.run
+import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+
+from .limits import limits
+
+BACKLOG = 4096
+"""Connections the kernel keeps for us to accept; as many browsers may come back at once after a restart."""
+
+GC_THRESHOLD = (10_000, 20, 100)
+"""Python's own default walks over the objects of every open stream so often that it costs more than the streams."""
+
+ORPHAN_S = 1.0
+"""A worker whose parent is gone has so long to say goodbye."""
+
+log = logging.getLogger(__name__)
+
+_worker: trio.lowlevel.RunVar[WorkerContext | None] = trio.lowlevel.RunVar("trio_sse_worker", None)
+_config: trio.lowlevel.RunVar[Config | None] = trio.lowlevel.RunVar("trio_sse_config", None)
+_worker_serve = hypercorn.trio.run.worker_serve
+
+
+class KnownWorkerContext(WorkerContext):
+    """Hypercorn's context of a worker, which can be found; when the worker ends, so do writes that wait."""
+
+    def __init__(self, max_requests: int | None) -> None:
+        super().__init__(max_requests)
+        self.terminated = _Terminated()
+        _worker.set(self)
+
+
+class _Terminated(EventWrapper):
+    async def set(self) -> None:
+        limits.begin_drain()
+        await super().set()
+
+
+async def prepared_worker_serve(
+    app: Any,
+    config: Config,
+    *,
+    sockets: Sockets | None = None,
+    shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """``worker_serve`` with time for our goodbyes, and room for everybody to come back."""
+    _config.set(config)
+    limits.drain_deadline = math.inf
+    gc.set_threshold(*GC_THRESHOLD)
+    gc.freeze()
+    config.graceful_timeout = limits.drain_s + 0.5
+    config.backlog = max(config.backlog, BACKLOG)
+    config.keep_alive_max_requests = sys.maxsize
+    if sockets is not None:
+        for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+            sock.listen(config.backlog)
+    await _worker_serve(app, config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status)
+
+
+def workers() -> int:
+    """How many workers the server has been asked to run beside and including this one."""
+    config = _config.get()
+    return 1 if config is None else config.workers
+
+
+async def wait_shutdown() -> None:
+    """Wait until this worker is asked to end.
+
+    Under a server that we do not know, this waits for ever.
+    """
+    worker = _worker.get()
+    if worker is None:
+        await trio.sleep_forever()
+    await worker.terminated.wait()
+
+
+async def end_worker() -> None:
+    """Ask this worker to end; Hypercorn's parent then starts a fresh one."""
+    worker = _worker.get()
+    if worker is None:
+        log.error("the hub has failed, and this server is not one that trio_sse can ask to restart: restart it")
+        return
+    await worker.terminate.set()
+
+
+async def watch_signals() -> None:
+    """Take SIGTERM for a request to end this worker: a supervisor may send it to the whole group of processes."""
+    if multiprocessing.parent_process() is None:
+        return
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            await end_worker()
+
+
+async def watch_parent() -> None:
+    """End this worker when its parent process is gone: an orphan would keep the port and the journal."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    await trio.lowlevel.wait_readable(parent.sentinel)
+    log.error("the parent process is gone: this worker ends too")
+    await end_worker()
+    with trio.CancelScope(shield=True):
+        await trio.sleep(ORPHAN_S)
+    os._exit(1)
+
+
+def give_up(line: str) -> NoReturn:
+    """End this process from inside its start-up, with one line for the operator.
+
+    Hypercorn answers an exception here with sixty lines of traceback, and goes on serving after a ``SystemExit``.
+    """
+    sys.stderr.write(f"trio_sse: {line}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+async def serve(app: Any, binds: list[str], *, until: Callable[[], Awaitable[None]]) -> None:
+    """Serve an application in this process, without a parent, until ``until`` returns.
+
+    Raises:
+      OSError: an address cannot be had.
+    """
+    config = Config()
+    config.bind = binds
+    await hypercorn.trio.serve(app, config, shutdown_trigger=until)
