@@ -160,7 +160,7 @@ class Figure:
 FIGURES = (
     Figure("events accepted", lambda run: run.load.accepted, ",.0f", False),
     Figure("deliveries a second", lambda run: run.per_second, ",.0f"),
-    Figure("server CPU per delivery, µs", lambda run: run.cpu_us, ",.1f"),
+    Figure("CPU per delivery, µs", lambda run: run.cpu_us, ",.1f"),
     Figure("server core used, %", lambda run: 100 * run.core_share, ",.0f", False),
     Figure("latency p50, ms", lambda run: run.load.p50_ms, ",.1f"),
     Figure("latency p99, ms", lambda run: run.load.p99_ms, ",.1f"),
@@ -168,8 +168,8 @@ FIGURES = (
     Figure("lost", lambda run: run.load.accounts.lost, ",.0f", False),
     Figure("twice", lambda run: run.load.accounts.twice, ",.0f", False),
     Figure("out of order", lambda run: run.load.accounts.disordered, ",.0f", False),
-    Figure("late (the load's own fault)", lambda run: run.load.late, ",.0f", False),
-    Figure("server CPU per stream, µs", lambda run: run.stream_cpu_us, ",.0f"),
+    Figure("late (the load's fault)", lambda run: run.load.late, ",.0f", False),
+    Figure("CPU per stream, µs", lambda run: run.stream_cpu_us, ",.0f"),
     Figure("memory per stream, KiB", lambda run: run.stream_kib, ",.1f"),
 )
 
