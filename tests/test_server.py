@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from h2.connection import H2Connection
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from tests.serving import Server, free_port, serving
+from tests.serving import Server, free_port, make_certificate, serving
 from trio_sse import server as room
 from trio_sse.event import Event
 from trio_sse.server.worker import BACKLOG
@@ -244,6 +245,37 @@ def test_a_slow_reader_that_keeps_reading_is_not_cut(server: Server) -> None:
         reader.received += data
         time.sleep(0.05)  # this is what makes the reader slow
     assert time.monotonic() - began > 2
+
+
+def test_over_tls_a_reader_gets_its_events_and_who_never_reads_is_let_go(tmp_path: Path) -> None:
+    """The deadline holds for encrypted connections too, and harms nobody else's."""
+    certificate, plain = make_certificate(tmp_path), free_port()
+    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--insecure-bind", f"127.0.0.1:{plain}")
+    server = Server(APP, folder=tmp_path, env={**MEMORY, "TRIO_SSE_WRITE_TIMEOUT_S": "1"}, args=args)
+    secure, server.port, server.url = server.port, plain, f"http://127.0.0.1:{plain}"
+    server.start()
+    try:
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        clients = []
+        for topic in ("flood", "lobby"):
+            server.port = secure
+            client = trusted.wrap_socket(connect(server, receive_buffer=4096), server_hostname="localhost")
+            _open_sockets.append(client)
+            client.sendall(f"GET /events?topic={topic} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            clients.append(client)
+        server.port = plain
+        assert eventually(lambda: worker(server)["streams"], lambda streams: streams == 2) == 2
+        deadline = time.monotonic() + 20
+        while worker(server)["streams"] == 2 and time.monotonic() < deadline:
+            publish(server, "x" * 500_000, "flood")
+        assert worker(server)["streams"] == 1
+        id, received = publish(server, "hello"), b""
+        while id.encode() not in received:
+            data = clients[1].recv(65536)
+            assert data
+            received += data
+    finally:
+        server.kill()
 
 
 def test_too_little_over_a_minute_is_too_little() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,21 @@ def test_a_server_that_takes_streams_is_ready(server: Server) -> None:
     """/readyz is 200 and says so in text."""
     answer = ask(server, "GET", "/readyz")
     assert (answer.status, answer.body) == (200, b"ready\n")
+
+
+def test_a_server_that_can_keep_nothing_is_not_ready(tmp_path: Path) -> None:
+    """While publishing fails, /readyz says why; when it works again, so does /readyz."""
+    with serving(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "sqlite:journal.db"}) as server:
+        blocker = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        assert ask(server, "POST", "/topics/a", b"x").status == 503
+        answer = ask(server, "GET", "/readyz")
+        assert (answer.status, answer.json["status"]) == (503, 503)
+        assert "try again later" in answer.json["detail"]
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert ask(server, "POST", "/topics/a", b"x").status == 201
+        assert ask(server, "GET", "/readyz").status == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])

@@ -8,7 +8,6 @@ import json
 import ssl
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -16,12 +15,9 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from .conftest import KEY, Answer, Listener, Wire, ask, bearer, eventually, publish, sign
-from .serving import Server, free_port, serving
+from .serving import Server, free_port, make_certificate, serving
 
 ARGS = ("--access-logfile", "-", "--access-logformat", "%(R)s %(Uq)s %(q)s %(s)s %(f)s")
 ENV = {"TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_QUERY_TOKEN": "1"}
@@ -328,30 +324,6 @@ def test_the_cookie_is_secure_over_tls(tmp_path: Path) -> None:
         connection.close()
     finally:
         server.kill()
-
-
-def make_certificate(folder: Path) -> Path:
-    """A certificate for localhost that vouches for itself, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    path = folder / "localhost.pem"
-    path.write_bytes(
-        certificate.public_bytes(encoding) + key.private_bytes(encoding, form, serialization.NoEncryption())
-    )
-    return path
 
 
 def test_the_cookie_signs_one_in(open_server: Server) -> None:
