@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,22 +16,12 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, e
 
 from trio_sse.auth import Authority
 
+from .chromium import CHROMIUM, FLAGS, in_chromium
 from .serving import Server, serving
 
-CHROMIUM = "/usr/bin/chromium"
 EVENTS = "**/events?*"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
-pytestmark = pytest.mark.skipif(
-    not os.access(CHROMIUM, os.X_OK), reason="needs Debian's chromium: apt-get install chromium"
-)
+pytestmark = in_chromium
 
 expect.set_options(timeout=15_000)
 

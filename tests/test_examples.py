@@ -21,20 +21,8 @@ from playwright.sync_api import BrowserContext, Dialog, Page, expect, sync_playw
 
 from trio_sse import Authority
 
+from .chromium import CHROMIUM, FLAGS, in_chromium
 from .serving import ROOT, Server, free_port, serving
-
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-in_chromium = pytest.mark.skipif(
-    not os.access(CHROMIUM, os.X_OK), reason="needs Debian's chromium: apt-get install chromium"
-)
 
 WITHIN_S = 15
 """The longest that a test waits for anything."""
