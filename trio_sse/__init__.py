@@ -10,7 +10,8 @@ and, in a view of any Quart-Trio app, ``return EventStream(hub.subscribe("lobby"
 #
 #   doors          app (what Hypercorn serves) · cli · __main__
 #   upper floor    web (the HTTP face) · stream (EventStream) · server (all that is known of Hypercorn)
-#   middle floor   hub · subscription (history, then live) · broadcast (fan-out) · journal (every event's place)
+#   middle floor   hub · subscription (history, then live) · ticker (heartbeats) · broadcast (fan-out)
+#                  journal (every event's place)
 #   ground floor   settings · auth · topic · record · wire (the format) · event · errors
 #
 # testing is for our users' tests: it may import every floor, and none imports it.
