@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 BIND := 127.0.0.1:8000
-APT_TESTS := chromium
+APT_TESTS := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test prove lint format bench clean
