@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from trio_sse.errors import JournalError, JournalFull, JournalUnusable
-from trio_sse.event import ORIGIN
+from trio_sse.event import ORIGIN, EventID
 from trio_sse.journal import Journal, Retention, database, open_journal, read_secret
 from trio_sse.journal import sqlite as sqlite_journal
 from trio_sse.testing import JournalContract, WallClock, data_of, draft, read_all, take
@@ -278,6 +278,27 @@ async def test_a_position_is_kept_for_the_next_life(url: str) -> None:
     async with open_journal(url, clock=clock) as journal:
         assert journal.gave(position)
         assert (await journal.append([draft("a")]))[0] > position
+
+
+async def test_a_position_whose_transaction_failed_is_kept_by_the_next(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was rolled back is not taken for kept."""
+    async with open_journal(url) as journal:
+        assert isinstance(journal, sqlite_journal.SQLiteJournal)
+        position = journal.position()
+        keep = database.Writer._keep_position
+
+        def keep_and_fail(self: database.Writer, kept: EventID) -> None:
+            keep(self, kept)
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(database.Writer, "_keep_position", keep_and_fail)
+            with pytest.raises(JournalError):
+                await journal.trim()
+        await journal.trim()
+        assert database._meta(journal._writer.db, "position") == position.packed()
 
 
 async def test_a_lowered_limit_counts_after_a_restart(url: str) -> None:

@@ -14,7 +14,7 @@ from quart_trio import QuartTrio
 
 from trio_sse import Event, EventStream, open_hub, wire
 from trio_sse.hub import Hub
-from trio_sse.stream import CHUNK_BYTES, StreamBody
+from trio_sse.stream import CHUNK_BYTES, StreamBody, _Encoded, _Foreign
 from trio_sse.testing import decode
 from trio_sse.ticker import MARGIN
 
@@ -158,6 +158,25 @@ async def test_a_busy_stream_expires_too(autojump_clock: trio.testing.MockClock)
         async for _ in body:
             pass
     assert trio.current_time() - began == pytest.approx(7, abs=0.2)
+
+
+async def test_an_event_received_at_the_moment_of_the_end_is_still_sent() -> None:
+    """It was taken from a source that cannot give it again, so it goes out before the goodbye."""
+    _send, receive = trio.open_memory_channel[Event](0)
+    chunks: list[bytes] = []
+    async with body_of(receive) as body, trio.open_nursery() as nursery:
+        await next_chunk(body)
+
+        async def read() -> None:
+            chunks.append(await next_chunk(body))
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        frames = body._frames
+        assert isinstance(frames, _Foreign)
+        frames._send.send_nowait(_Encoded(Event("last")))
+        body.end("shutdown")
+    assert [event.data for event in decode(chunks[0])] == ["last", '{"reason": "shutdown"}']
 
 
 # -- a hub's subscription ---------------------------------------------------------------------------------------

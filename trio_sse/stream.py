@@ -229,7 +229,8 @@ class StreamBody(ResponseBody):
                 raise StopAsyncIteration from None
         if self._reason is not None:
             self._closing = iter(())
-            return self._goodbye(self._reason)
+            # What was received in the very moment of the end is not given back by a source that cannot resume.
+            return (b"" if first is None else first.frame) + self._goodbye(self._reason)
         if first is None:
             return wire.HEARTBEAT
         return b"".join([first.frame, *self._waiting()])

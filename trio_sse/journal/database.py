@@ -139,9 +139,8 @@ class Writer:
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                for name in ("born", "coarse_floor"):
+                for name in ("born", "coarse_floor", "position"):
                     db.execute("INSERT INTO meta VALUES (?, ?)", (name, str(position.packed())))
-                db.execute("INSERT INTO meta VALUES ('position', ?)", (str(position.packed()),))
             # A file that cannot be written must fail here, not at the first event.
             db.execute("UPDATE meta SET value = value WHERE name = 'position'")
         self._count()
@@ -270,6 +269,7 @@ class Writer:
         self._bytes = sum(size for _, _, size, _ in rows)
         self._last = max((last for _, _, _, last in rows), default=0)
         self._crowded = {topic for topic, count in self._counts.items() if count > self._retention.events}
+        self._kept_position = None
         self._stale = False
 
 

@@ -28,6 +28,7 @@ from .limits import Limits
 from .websocket import NoWebSocket
 
 DEVELOPMENT_KEY = "development key"
+NOT_OPEN = "the hub is not open: it opens when the server starts the application's lifespan"
 CORS_AGE = timedelta(hours=1)
 
 log = logging.getLogger(__name__)
@@ -67,14 +68,14 @@ class TrioSSE(QuartTrio):
     def hub(self) -> Hub:
         """The hub; there is one from start-up on."""
         if self._hub is None:
-            raise HubFailed("the hub is not open: it opens when the server starts the application's lifespan")
+            raise HubFailed(NOT_OPEN)
         return self._hub
 
     @property
     def authority(self) -> Authority:
         """Who checks tokens."""
         if self._authority is None:
-            raise HubFailed("the hub is not open: it opens when the server starts the application's lifespan")
+            raise HubFailed(NOT_OPEN)
         return self._authority
 
     @property
