@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
 import trio
 import trio.testing
 
-from trio_sse.broadcast import BUFFER_BYTES, SLICE, Broadcaster, ChannelOutlet, EndReason
-from trio_sse.event import Event, EventID
+from trio_sse.broadcast import BUFFER_BYTES, SLICE, Batch, Broadcaster, ChannelOutlet, EndReason, Taken
+from trio_sse.event import ORIGIN, Event, EventID
 from trio_sse.record import Draft, Record
 from trio_sse.topic import Selector, parse_selectors
 
@@ -28,7 +30,7 @@ def received(outlet: ChannelOutlet) -> list[Record]:
     records = []
     while True:
         try:
-            records.append(outlet.receive_channel.receive_nowait())
+            records.append(outlet.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
             return records
 
@@ -94,9 +96,9 @@ async def test_closing_the_last_clone_ends_the_channel() -> None:
     await broadcaster.deliver([record(1, "a")])
     broadcaster.revoke(outlet, Selector.parse("a"))
     broadcaster.revoke(outlet, Selector.parse("b"))
-    assert (await outlet.receive_channel.receive()).id.seq == 1
+    assert (await outlet.receive()).id.seq == 1
     with pytest.raises(trio.EndOfChannel):
-        await outlet.receive_channel.receive()
+        await outlet.receive()
     assert outlet.reason == "revoked"
     assert broadcaster.outlets == 0
 
@@ -135,8 +137,7 @@ async def test_what_was_taken_makes_room() -> None:
     outlet = attached(broadcaster, "a")
     for seq in range(1, 6):
         await broadcaster.deliver([record(seq, data="x" * (BUFFER_BYTES // 2))])
-        for taken in received(outlet):
-            outlet.taken(taken)
+        assert len(received(outlet)) == 1
     assert outlet.reason is None
 
 
@@ -146,13 +147,12 @@ class LeavesOthers:
     def __init__(self, act: object) -> None:
         self.selectors: Sequence[Selector] = parse_selectors(["a"])
         self.act = act
-        self.offered: list[int] = []
+        self.cursor = ORIGIN
 
-    def offer(self, batch: Sequence[Record]) -> bool:
-        self.offered += [r.id.seq for r in batch]
+    def offer(self, batch: Batch) -> Taken:
         assert callable(self.act)
         self.act()
-        return True
+        return "waiting"
 
     def end_selector(self, selector: Selector, reason: EndReason) -> None:
         self.selectors = ()
@@ -254,9 +254,86 @@ async def test_the_last_write_is_observed_when_the_last_has_written() -> None:
     observed: list[EventID] = []
     broadcaster.last_write.observe = observed.append
     broadcaster.last_write.watch(record(5), broadcaster.audience("a"))
-    broadcaster.last_write.written(fast, EventID(1, 5))
-    broadcaster.last_write.written(slow, EventID(1, 4))
+    for outlet, seq in ((fast, 5), (slow, 4)):
+        outlet.cursor = EventID(1, seq)
+        broadcaster.last_write.written(outlet)
     broadcaster.detach(gone, "ended")
     assert observed == []
-    broadcaster.last_write.written(slow, EventID(1, 6))
+    slow.cursor = EventID(1, 6)
+    broadcaster.last_write.written(slow)
     assert observed == [EventID(1, 5)]
+
+
+class Writes(ChannelOutlet):
+    """An outlet that keeps the batches it is offered, as if it wrote them."""
+
+    def __init__(self, *selectors: str) -> None:
+        super().__init__(parse_selectors(selectors), 100)
+        self.batches: list[Batch] = []
+
+    def offer(self, batch: Batch) -> Taken:
+        self.batches.append(batch)
+        self.cursor = batch.last
+        return "written"
+
+
+def writing(broadcaster: Broadcaster, *selectors: str) -> Writes:
+    outlet = Writes(*selectors)
+    broadcaster.attach(outlet)
+    return outlet
+
+
+async def test_who_gets_the_same_records_gets_the_same_batch() -> None:
+    """The records of several topics are one batch for each set of them, oldest first, whatever selectors chose it."""
+    broadcaster = Broadcaster()
+    both, wild, one = writing(broadcaster, "a", "b"), writing(broadcaster, "*", "b"), writing(broadcaster, "b")
+    await broadcaster.deliver([record(1, "a"), record(2, "b"), record(3, "a")])
+    assert [[r.id.seq for r in outlet.batches[0].records] for outlet in (both, wild, one)] == [[1, 2, 3]] * 2 + [[2]]
+    assert both.batches[0] is wild.batches[0]
+    assert [len(outlet.batches) for outlet in (both, wild, one)] == [1, 1, 1]
+
+
+async def test_a_batch_is_framed_once() -> None:
+    """The bytes of a batch are joined and framed once for all who frame them in the same way."""
+    made: list[bytes] = []
+
+    def frame(data: bytes) -> bytes:
+        made.append(data)
+        return b"<" + data + b">"
+
+    batch = Batch([record(1), record(2)])
+    assert batch.framed(frame) is batch.framed(frame)
+    assert made == [batch.records[0].frame + batch.records[1].frame]
+
+
+async def test_what_outlets_wrote_themselves_is_counted() -> None:
+    """Each record counts once for each outlet that wrote it."""
+    broadcaster = Broadcaster()
+    writing(broadcaster, "a")
+    writing(broadcaster, "a")
+    attached(broadcaster, "a")
+    await broadcaster.deliver([record(1), record(2)])
+    assert broadcaster.written == 4
+
+
+async def test_the_last_write_is_observed_of_outlets_that_write_themselves() -> None:
+    """When a delivery is over, the cursors of those that are waited for are looked at."""
+    broadcaster = Broadcaster()
+    writing(broadcaster, "a")
+    observed: list[EventID] = []
+    broadcaster.last_write.observe = observed.append
+    broadcaster.last_write.watch(record(1), broadcaster.audience("a"))
+    await broadcaster.deliver([record(1)])
+    assert observed == [EventID(1, 1)]
+
+
+async def test_who_left_is_not_remembered() -> None:
+    """Between deliveries, an outlet that leaves is forgotten at once."""
+    broadcaster = Broadcaster()
+    await broadcaster.deliver([record(1)])
+    outlet = attached(broadcaster, "a")
+    gone = weakref.ref(outlet)
+    broadcaster.detach(outlet, "ended")
+    del outlet
+    gc.collect()
+    assert gone() is None

@@ -1,4 +1,4 @@
-"""Fan-out: one record in, one reference to it into every outlet whose selectors match.
+"""Fan-out: some records in, one reference to them into every outlet whose selectors match.
 
 The broadcaster never waits for a client. Each subscriber gives it an outlet; the plain one,
 :class:`ChannelOutlet`, holds **clones of the send end** of the subscriber's memory channel, one for each
@@ -6,17 +6,18 @@ selector, and sends with ``send_nowait``. Ending a selector closes its clone; wh
 receiver sees ``EndOfChannel``, and the reason stands on the outlet. (The receive end is never cloned: in Trio
 that would share a stream out among the clones, not copy it.)
 
-An outlet that cannot take a record is *lagging*: it is closed and forgotten. Its subscription notices, catches up
+An outlet that cannot take a batch is *lagging*: it is closed and forgotten. Its subscription notices, catches up
 from the journal in its own time, and attaches a new outlet. So a slow client costs a bounded channel.
 
-What a batch of N subscribers costs: a look-up of each topic, and N times one ``offer``.
+What waits is delivered together: all outlets that get the same records get one and the same :class:`Batch`, whose
+bytes are joined once. What delivering to N subscribers costs: a look-up of each topic, and N times one ``offer``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import trio
 
@@ -36,15 +37,41 @@ taken; its token ran out; the server is going away; the hub broke. After ``laggi
 are final."""
 
 
+Taken = Literal["written", "waiting", "refused"]
+"""How an outlet took a batch: the client's socket has it; it waits in the channel; the channel was full."""
+
+
+class Batch:
+    """Some records, oldest first, at least one; the same object for all the outlets that get just these."""
+
+    __slots__ = ("_framed", "first", "last", "records")
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records: Final = records
+        self.first: Final = records[0].id
+        self.last: Final = records[-1].id
+        self._framed: dict[Callable[[bytes], bytes], bytes] = {}
+
+    def framed(self, frame: Callable[[bytes], bytes]) -> bytes:
+        """The records' bytes as a function frames them for the wire: called once for all who name the same."""
+        chunk = self._framed.get(frame)
+        if chunk is None:
+            chunk = self._framed[frame] = frame(b"".join([record.frame for record in self.records]))
+        return chunk
+
+
 class Outlet(Protocol):
     """Where a subscriber's records go. The broadcaster knows nothing else of a subscriber."""
+
+    cursor: EventID
+    """Everything up to here was written to the client."""
 
     @property
     def selectors(self) -> Sequence[Selector]:
         """The selectors that have not ended."""
 
-    def offer(self, batch: Sequence[Record]) -> bool:
-        """Take all of ``batch`` or, returning false, be closed for lagging. Never blocks."""
+    def offer(self, batch: Batch) -> Taken:
+        """Take all of a batch or, refusing it, be closed for lagging. Never blocks."""
 
     def end_selector(self, selector: Selector, reason: EndReason) -> None:
         """Take no more of one selector's topics."""
@@ -60,6 +87,7 @@ class ChannelOutlet:
         send, self.receive_channel = trio.open_memory_channel[Record](buffer_events)
         with send:
             self._clones = {selector: send.clone() for selector in selectors}
+        self.cursor = ORIGIN
         self.reason: EndReason | None = None
         self._waiting_bytes = 0
 
@@ -68,23 +96,45 @@ class ChannelOutlet:
         """The selectors that have not ended."""
         return tuple(self._clones)
 
-    def offer(self, batch: Sequence[Record]) -> bool:
-        for record in batch:
+    def offer(self, batch: Batch) -> Taken:
+        for record in batch.records:
             size = len(record.frame)
             if self._waiting_bytes and self._waiting_bytes + size > BUFFER_BYTES:
-                return False
+                return "refused"
             try:
                 self._clone_for(record.topic).send_nowait(record)
             except trio.WouldBlock:
-                return False
+                return "refused"
             except trio.BrokenResourceError:  # the subscriber is leaving and has not said so yet
-                return False
+                return "refused"
             self._waiting_bytes += size
-        return True
+        return "waiting"
 
-    def taken(self, record: Record) -> None:
-        """The subscriber has taken this record out of the channel."""
+    # -- the subscriber's side ----------------------------------------------------------------------------
+
+    async def receive(self) -> Record:
+        """Wait for the next record.
+
+        If this is cancelled, no record is lost.
+
+        Raises:
+          trio.EndOfChannel: it was closed; :attr:`reason` says why.
+        """
+        return self._taken(await self.receive_channel.receive())
+
+    def receive_nowait(self) -> Record:
+        """The next record, if there is one.
+
+        Raises:
+          trio.WouldBlock: there is none. trio.EndOfChannel: it was closed; :attr:`reason` says why.
+        """
+        return self._taken(self.receive_channel.receive_nowait())
+
+    def _taken(self, record: Record) -> Record:
         self._waiting_bytes -= len(record.frame)
+        return record
+
+    # -- the broadcaster's side ---------------------------------------------------------------------------
 
     def end_selector(self, selector: Selector, reason: EndReason) -> None:
         if len(self._clones) == 1:
@@ -118,16 +168,24 @@ class LastWrite:
         if self.observe is not None and not self._waiting:
             self._watched, self._waiting = record.id, set(audience)
 
-    def written(self, outlet: Outlet, cursor: EventID) -> None:
-        """Everything up to the cursor was written to this outlet's subscriber."""
-        if outlet in self._waiting and cursor >= self._watched:
-            self._waiting.discard(outlet)
-            if not self._waiting and self.observe is not None:
-                self.observe(self._watched)
+    def written(self, outlet: Outlet) -> None:
+        """Everything up to the outlet's cursor was written to its subscriber."""
+        if self._waiting:
+            self._look_at([outlet])
+
+    def look(self) -> None:
+        """Look at the cursors of all that are waited for."""
+        self._look_at(list(self._waiting))
 
     def left(self, outlet: Outlet) -> None:
         """Do not wait for this outlet any more."""
         self._waiting.discard(outlet)
+
+    def _look_at(self, outlets: Iterable[Outlet]) -> None:
+        before = len(self._waiting)
+        self._waiting.difference_update(outlet for outlet in outlets if outlet.cursor >= self._watched)
+        if before and not self._waiting and self.observe is not None:
+            self.observe(self._watched)
 
 
 class Broadcaster:
@@ -137,9 +195,11 @@ class Broadcaster:
         self._groups: dict[Selector, dict[Outlet, None]] = {}
         self._wildcards: dict[Selector, None] = {}
         self._wildcards_for = lru_cache(maxsize=4096)(self._find_wildcards_for)
-        self._departures = 0
+        self._changed: set[Outlet] | None = None  # who left or lost a selector, while a delivery is under way
         self.lagging = 0
         """How often an outlet was closed for lagging."""
+        self.written = 0
+        """How many records outlets wrote straight to their client's socket, all outlets together."""
         self.last_write = LastWrite()
 
     def attach(self, outlet: Outlet) -> None:
@@ -164,26 +224,61 @@ class Broadcaster:
         self._remove(selector, outlet)
         outlet.end_selector(selector, reason)
 
-    async def deliver(self, batch: Iterable[Record]) -> None:
-        """Offer every outlet those records of the batch that it matches: each once, in order, all together.
+    async def deliver(self, records: Sequence[Record]) -> None:
+        """Offer every outlet those of the records that it matches: each once, in order, all together.
 
-        Together, because a subscriber that wakes up to several records writes them at once. Who attaches
+        Together, because a subscriber that takes several records at once writes them at once. Who attaches
         meanwhile finds the records in the journal; who leaves is skipped.
         """
-        shares: dict[Outlet, list[Record]] = {}
-        for record in batch:
-            for outlet in self.audience(record.topic):
-                shares.setdefault(outlet, []).append(record)
-        departures = self._departures
-        for served, (outlet, share) in enumerate(shares.items()):
-            if served % SLICE == 0:
-                await trio.lowlevel.checkpoint()
-            if departures != self._departures:  # somebody left, lagged or lost a selector since: it, perhaps
-                share = [record for record in share if matching(outlet.selectors, record.topic)]
-            if share and not outlet.offer(share):
-                self.lagging += 1
-                self.detach(outlet, "lagging")
-        await trio.lowlevel.checkpoint()
+        changed = self._changed = set[Outlet]()
+        served = 0
+        try:
+            for batch, outlets in self._shares(records):
+                for outlet in outlets:
+                    if served % SLICE == 0:
+                        await trio.lowlevel.checkpoint()
+                    served += 1
+                    if outlet in changed:
+                        self._offer_rest(outlet, batch)
+                    else:
+                        self._offer(outlet, batch)
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._changed = None
+        self.last_write.look()
+
+    def _shares(self, records: Sequence[Record]) -> Iterable[tuple[Batch, Sequence[Outlet]]]:
+        """Who gets which records. A set of records is a number, with a bit for each; equal numbers share a batch."""
+        sets: dict[str, int] = {}
+        for place, record in enumerate(records):
+            sets[record.topic] = sets.get(record.topic, 0) | 1 << place
+        if len(sets) == 1:
+            return [(Batch(records), self.audience(records[0].topic))]
+        shares: dict[Outlet, int] = {}
+        for topic, places in sets.items():
+            for outlet in self.audience(topic):
+                shares[outlet] = shares.get(outlet, 0) | places
+        groups: dict[int, list[Outlet]] = {}
+        for outlet, places in shares.items():
+            groups.setdefault(places, []).append(outlet)
+        return [
+            (Batch([record for place, record in enumerate(records) if places >> place & 1]), outlets)
+            for places, outlets in groups.items()
+        ]
+
+    def _offer(self, outlet: Outlet, batch: Batch) -> None:
+        taken = outlet.offer(batch)
+        if taken == "written":
+            self.written += len(batch.records)
+        elif taken == "refused":
+            self.lagging += 1
+            self.detach(outlet, "lagging")
+
+    def _offer_rest(self, outlet: Outlet, batch: Batch) -> None:
+        """Offer those records that the selectors which the outlet still has match."""
+        rest = [record for record in batch.records if matching(outlet.selectors, record.topic)]
+        if rest:
+            self._offer(outlet, Batch(rest))
 
     def audience(self, topic: str) -> list[Outlet]:
         """The outlets that a record of this topic goes to, each once."""
@@ -205,7 +300,8 @@ class Broadcaster:
         return len({outlet for group in self._groups.values() for outlet in group})
 
     def _remove(self, selector: Selector, outlet: Outlet) -> None:
-        self._departures += 1
+        if self._changed is not None:
+            self._changed.add(outlet)
         group = self._groups.get(selector, {})
         group.pop(outlet, None)
         if not group and self._groups.pop(selector, None) is not None and not selector.exact:

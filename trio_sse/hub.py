@@ -183,7 +183,7 @@ class Hub:
             streams=len(self._desk.streams),
             subscribers=outlets,
             published=self._published,
-            delivered=self._desk.delivered,
+            delivered=self._desk.delivered + self.broadcaster.written,
             lagging=self.broadcaster.lagging,
             gaps=self._desk.gaps,
             journal=self.journal.statistics(),

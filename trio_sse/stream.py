@@ -115,6 +115,7 @@ class EventStream(TrioResponse):
             self.headers["Last-Event-ID"] = str(await self.body.source.locate())
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
         self.body.is_wanted = scope["method"] != "HEAD"
+        self.body.send = send
         async with self.body as chunks:
             await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
             try:
@@ -148,11 +149,14 @@ class StreamBody(ResponseBody):
         self.source = source
         self.is_wanted = True
         """Whether there is to be a body at all; a HEAD request gets none."""
+        self.send: object = None
+        """The ``send`` that the server gave to the request, as far as it is known; it may lead to the socket."""
         self._retry_ms = retry_ms
         self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s * MARGIN
         self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
         self._while_open = while_open
         self._frames: Source
+        self._writer: server.DirectWriter | None = None
         self._opened = False
         self._reason: EndReason | None = None
         self._closing: Iterator[bytes] | None = None  # what is still to be said, once nothing is waited for
@@ -163,12 +167,16 @@ class StreamBody(ResponseBody):
 
     def beat(self) -> None:
         """Send a heartbeat, unless bytes are on their way already."""
-        if self._wait is not None:
-            self._wait.cancel()
+        if self._writer is None or not self._writer.beat():
+            self._wake()
 
     def end(self, reason: EndReason) -> None:
         """Say goodbye and finish; a write that is under way is finished first."""
         self._reason = self._reason or reason
+        self._wake()
+
+    def _wake(self) -> None:
+        """End the wait for a frame, if there is one."""
         if self._wait is not None:
             self._wait.cancel()
 
@@ -194,6 +202,10 @@ class StreamBody(ResponseBody):
         if not isinstance(self.source, Subscription):
             self._frames = await stack.enter_async_context(_Foreign(self.source, self.end))
             return
+        self._writer = server.find_direct_writer(self.send, self._wake)
+        if self._writer is not None:
+            self.source.open_outlet = self._writer.open_outlet
+            stack.callback(self._writer.close)
         self._frames = await stack.enter_async_context(self.source)
         desk = self.source.desk
         desk.streams.add(self)
@@ -218,22 +230,24 @@ class StreamBody(ResponseBody):
         if not self._opened:
             self._opened = True
             return b"".join([self._opening(), *self._waiting()])
-        self._frames.written()
-        try:
-            first = await self._receive()
-        except trio.EndOfChannel:
-            first = None
-            if self._reason is None:
-                self._reason = self._frames.ended
-            if self._reason is None:
-                raise StopAsyncIteration from None
-        if self._reason is not None:
-            self._closing = iter(())
-            # What was received in the very moment of the end is not given back by a source that cannot resume.
-            return (b"" if first is None else first.frame) + self._goodbye(self._reason)
-        if first is None:
-            return wire.HEARTBEAT
-        return b"".join([first.frame, *self._waiting()])
+        while True:
+            self._frames.written()
+            try:
+                first = await self._receive()
+            except trio.EndOfChannel:
+                first = None
+                self._reason = self._reason or self._frames.ended
+                if self._reason is None:
+                    raise StopAsyncIteration from None
+            was_woken_to_write = self._writer is not None and await self._writer.flush()
+            if self._reason is not None:
+                self._closing = iter(())
+                # What was received in the very moment of the end is not given back by a source that cannot resume.
+                return (b"" if first is None else first.frame) + self._goodbye(self._reason)
+            if first is not None:
+                return b"".join([first.frame, *self._waiting()])
+            if not was_woken_to_write:
+                return wire.HEARTBEAT
 
     def _opening(self) -> bytes:
         position = self.source.opening_position if isinstance(self.source, Subscription) else None

@@ -15,7 +15,7 @@ Each page says which IDs below it are gone for good. When that is above the curs
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,8 @@ class Subscription:
         self.ended: EndReason | None = None
         """Why it was ended, once it was."""
         self.desk = desk
+        self.open_outlet: Callable[[Sequence[Selector], int], ChannelOutlet] = ChannelOutlet
+        """Makes the outlet to be attached; who carries the subscription to a client may have a better one."""
         self.located = last_event_id is None
         """Whether :attr:`cursor` is where it really begins."""
         self._ready: deque[Record | Gap] = deque()
@@ -137,7 +139,8 @@ class Subscription:
     async def receive(self) -> Record | Gap:
         """Wait for the next record, oldest first: history, then live.
 
-        If this is cancelled, the cursor has not moved and no record is lost.
+        If this is cancelled, no record is lost: the cursor has not moved, unless the outlet has written to the
+        client itself.
 
         Raises:
           trio.EndOfChannel: the subscription was ended; :attr:`ended` says why.
@@ -169,11 +172,10 @@ class Subscription:
                 return item
         while self._live and self._outlet is not None:
             try:
-                record = self._outlet.receive_channel.receive_nowait()
+                record = self._outlet.receive_nowait()
             except trio.EndOfChannel:
                 self._outlet_ended()
             else:
-                self._outlet.taken(record)
                 if (item := self._take(record)) is not None:
                     return item
         raise trio.WouldBlock
@@ -194,14 +196,15 @@ class Subscription:
         if not self._live:
             await self._read_on()
             return
-        assert self._outlet is not None
+        outlet = self._outlet
+        assert outlet is not None
+        outlet.cursor = self.cursor
         try:
-            record = await self._outlet.receive_channel.receive()
+            self._ready.append(await outlet.receive())
         except trio.EndOfChannel:
             self._outlet_ended()
-        else:
-            self._outlet.taken(record)
-            self._ready.append(record)
+        finally:
+            self.cursor = outlet.cursor  # it may have written to the client itself meanwhile
 
     def _outlet_ended(self) -> None:
         """The broadcaster closed the outlet: for lagging, which is made good, or for good."""
@@ -236,7 +239,7 @@ class Subscription:
         """Attach, unless there is more to read first."""
         if self._more:
             return
-        self._outlet = ChannelOutlet(self.selectors, self.desk.buffer_events)
+        self._outlet = self.open_outlet(self.selectors, self.desk.buffer_events)
         self.desk.broadcaster.attach(self._outlet)
         # The common case spares the read once more: nothing at all became visible since the last.
         self._live = self.desk.journal.tail <= self._newest
@@ -246,7 +249,8 @@ class Subscription:
     def written(self) -> None:
         """Everything received so far has left for the client; for the measure of latency."""
         if self._outlet is not None:
-            self.desk.broadcaster.last_write.written(self._outlet, self.cursor)
+            self._outlet.cursor = self.cursor
+            self.desk.broadcaster.last_write.written(self._outlet)
 
     def end(self, reason: EndReason) -> None:
         """End it, from any task: :meth:`receive` raises ``EndOfChannel`` now and ever after."""

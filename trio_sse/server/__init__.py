@@ -35,13 +35,17 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from . import connection, worker, writes
 from .connection import Connection, current_connection, leaves
+from .direct import DirectOutlet, DirectWriter, find_direct_writer
 from .limits import limits, write_before
 from .worker import end_worker, give_up, serve, wait_shutdown, watch_parent, watch_signals, workers
 
 __all__ = [
     "Connection",
+    "DirectOutlet",
+    "DirectWriter",
     "current_connection",
     "end_worker",
+    "find_direct_writer",
     "give_up",
     "guard_hypercorn",
     "leaves",

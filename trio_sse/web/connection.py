@@ -25,6 +25,7 @@ from quart.wrappers import Request as QuartRequest
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
+from ..stream import StreamBody
 from ..wire import CONTENT_TYPE
 from .caller import hide_token
 
@@ -137,6 +138,12 @@ class HTTPConnection(TrioASGIHTTPConnection):
             log.exception("an answer broke off, and is ended")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             nursery.cancel_scope.cancel()
+
+    async def _send_response(self, send: Any, response: Any) -> None:
+        """Send it; a stream is told how its bytes would leave if nobody stood in between."""
+        if isinstance(response.response, StreamBody):
+            response.response.send = self._send
+        await super()._send_response(send, response)
 
     async def _send_carefully(self, message: Message) -> None:
         self._begun = True

@@ -1,0 +1,167 @@
+"""Writing to a client's socket from where events are handed out, without waking the client's task.
+
+Facts: the price of fan-out is one system call a client. Waking the client's task for each event, and climbing through
+ASGI and h11, costs many times that.
+
+Plan: a stream's headers and first bytes go through Hypercorn, so h11 has its state and has chosen the framing. From
+then on nobody but the stream writes on this connection until the response has ended. While its task is
+*parked*, having written everything and waiting for more, whoever hands out events may write for it, and does not
+wait: what the kernel took is committed, and what it did not take of a chunk is the first thing that the
+task, woken for it, writes. If the kernel takes nothing, the records go through the channel and the task takes the
+ordinary way, with its deadlines; so this is a short cut and nothing else depends on it.
+
+Traps: a wrapped ``send`` (a middleware's, say) means that somebody wants to see the bytes. A closed socket's number
+may belong to another connection by now, so it is asked for each time: a closed one's is -1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import trio
+from hypercorn.events import RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+
+from ..broadcast import Batch, ChannelOutlet, Taken
+from ..record import Record
+from ..topic import Selector
+from ..wire import HEARTBEAT
+from .connection import Connection, current_connection
+from .writes import bounded_protocol_send
+
+
+def chunked(data: bytes) -> bytes:
+    """One chunk of an HTTP/1.1 body (RFC 9112 § 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def unframed(data: bytes) -> bytes:
+    """A piece of an HTTP/1.0 body, which ends with the connection."""
+    return data
+
+
+FRAMINGS = {"ChunkedWriter": chunked, "Http10Writer": unframed}
+"""What h11 calls the framings of a body without a stated length."""
+
+
+def find_direct_writer(send: object, wake: Callable[[], None]) -> DirectWriter | None:
+    """A writer for the connection of this task, if ``send`` leads to its socket with nobody in between.
+
+    None over TLS and HTTP/2, under a server that is not guarded, and where ``send`` was wrapped. ``wake`` will be
+    called when the task has to write a remainder.
+    """
+    stream = _owner(send, HTTPStream.app_send)
+    protocol = _owner(getattr(stream, "send", None), H11Protocol.stream_send)
+    server = _owner(getattr(protocol, "send", None), bounded_protocol_send)
+    connection = current_connection.get()
+    if connection is None or server is None or server.stream is not connection.stream:
+        return None
+    if type(connection.stream) is not trio.SocketStream:
+        return None
+    return DirectWriter(connection, protocol, wake)
+
+
+def _owner(method: Any, function: object) -> Any:
+    """Whose method it is, if it is this function as a method."""
+    return method.__self__ if getattr(method, "__func__", None) is function else None
+
+
+class DirectWriter:
+    """One stream's way to its socket."""
+
+    __slots__ = ("_connection", "_fileno", "_protocol", "_remainder", "_wake", "frame", "parked")
+
+    def __init__(self, connection: Connection, protocol: H11Protocol, wake: Callable[[], None]) -> None:
+        self.parked = False
+        """Whether the task has written everything and waits, so that others may write."""
+        self.frame: Callable[[bytes], bytes] | None = None
+        """How bytes are framed on this connection; unknown before its headers were sent."""
+        self._connection = connection
+        self._fileno = connection.stream.socket.fileno
+        self._protocol = protocol
+        self._remainder: memoryview | None = None
+        self._wake = wake
+
+    def park(self) -> None:
+        """The task has written everything, and is about to wait."""
+        if self.frame is None:
+            body_writer = getattr(self._protocol.connection, "_writer", None)
+            self.frame = FRAMINGS.get(type(body_writer).__name__)
+        self.parked = self.frame is not None
+
+    def write_nowait(self, chunk: bytes) -> bool:
+        """Write a framed chunk for the parked task; false when the kernel took none of it.
+
+        What it took is committed. A connection that is broken is ended, because nobody else may notice.
+        """
+        try:
+            written = os.write(self._fileno(), chunk)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.parked = False
+            self._connection.scope.cancel()
+            return True
+        if written < len(chunk):
+            self.parked = False
+            self._remainder = memoryview(chunk)[written:]
+            self._wake()
+        return True
+
+    def beat(self) -> bool:
+        """Write a heartbeat for the parked task; false when it is not parked, or the kernel took nothing."""
+        return self.parked and self.frame is not None and self.write_nowait(self.frame(HEARTBEAT))
+
+    async def flush(self) -> bool:
+        """Write the remainder, in the time that a write may take; whether there was one.
+
+        If it cannot be written, the connection is ended; if this is cancelled, likewise.
+        """
+        if self._remainder is None:
+            return False
+        await self._protocol.send(RawData(self._remainder))  # type: ignore[arg-type]
+        self._remainder = None
+        return True
+
+    def open_outlet(self, selectors: Sequence[Selector], buffer_events: int) -> DirectOutlet:
+        """An outlet whose records are written in this way."""
+        return DirectOutlet(selectors, buffer_events, self)
+
+    def close(self) -> None:
+        """The stream has ended. If half a chunk was written nothing may follow, so the connection ends too."""
+        self.parked = False
+        if self._remainder is not None:
+            self._connection.scope.cancel()
+
+
+class DirectOutlet(ChannelOutlet):
+    """An outlet that writes to the socket while the subscriber's task is parked, and else is a channel."""
+
+    def __init__(self, selectors: Sequence[Selector], buffer_events: int, writer: DirectWriter) -> None:
+        super().__init__(selectors, buffer_events)
+        self._writer = writer
+
+    def offer(self, batch: Batch) -> Taken:
+        writer = self._writer
+        # What is not wholly above the cursor was read from the journal meanwhile: the task compares one by one.
+        if (
+            writer.parked
+            and batch.first > self.cursor
+            and writer.frame is not None
+            and writer.write_nowait(batch.framed(writer.frame))
+        ):
+            self.cursor = batch.last
+            return "written"
+        writer.parked = False  # what is in the channel comes first
+        return super().offer(batch)
+
+    async def receive(self) -> Record:
+        """Wait for the next record that was not written; :attr:`cursor` moves with those that were."""
+        self._writer.park()
+        try:
+            return await super().receive()
+        finally:
+            self._writer.parked = False
