@@ -19,7 +19,7 @@ FLOORS = {
     "topic": 1, "auth": 2, "settings": 3,
     "journal": 10, "client": 10, "broadcast": 11, "ticker": 12, "subscription": 13, "hub": 14,
     "server": 20, "stream": 21, "web": 22,
-    "app": 30, "cli": 30, "testing": 30, "": 31, "__main__": 32,
+    "load": 29, "app": 30, "cli": 30, "testing": 30, "": 31, "__main__": 32,
 }  # fmt: skip
 GROUND = {name for name, number in FLOORS.items() if number < 10}
 MIDDLE = {name for name, number in FLOORS.items() if 10 <= number < 20}
@@ -154,10 +154,10 @@ def test_the_middle_floor_knows_no_http(module: str) -> None:
     assert packages_imported(module) & {"hypercorn", "quart", "quart_trio", "quart_cors", "werkzeug"} == set()
 
 
-def test_the_client_never_sees_the_hub() -> None:
-    """It is for programs elsewhere."""
+def test_client_and_load_never_see_the_hub() -> None:
+    """They are for servers elsewhere."""
     for module in MODULES:
-        if room(module) == "client":
+        if room(module) in ("client", "load"):
             assert rooms_imported(module) <= GROUND
 
 

@@ -8,7 +8,7 @@ and, in a view of any Quart-Trio app, ``return EventStream(hub.subscribe("lobby"
 
 # The house, from the door down; imports only go down.
 #
-#   doors          app (what Hypercorn serves) · cli · __main__
+#   doors          app (what Hypercorn serves) · cli · load (a load test, of any server) · __main__
 #   upper floor    web (the HTTP face) · stream (EventStream) · server (all that is known of Hypercorn)
 #   middle floor   hub · subscription (history, then live) · ticker (heartbeats) · broadcast (fan-out)
 #                  journal (every event's place)

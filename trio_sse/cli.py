@@ -1,4 +1,4 @@
-"""The command line: ``trio-sse serve`` and ``trio-sse token``."""
+"""The command line: ``trio-sse serve``, ``trio-sse token`` and ``trio-sse load``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from . import server
 from .auth import Authority
 from .errors import TrioSSEError
 from .journal import read_secret
+from .load.command import load
 from .settings import PREFIX, Settings, load_settings
 from .web import DEVELOPMENT_KEY, create_app
 
@@ -32,6 +33,9 @@ def main() -> None:
 
     Settings come from environment variables that begin with TRIO_SSE_; the README lists them.
     """
+
+
+main.add_command(load)
 
 
 @main.command()
