@@ -649,6 +649,83 @@ def test_a_token_without_a_subject_is_still_known() -> None:
         verify().readable(EVERYTHING)
 
 
+# -- tokens that are remembered ------------------------------------------------------------------------------------
+
+
+def no_more_signatures(authority: Authority, patch: pytest.MonkeyPatch) -> None:
+    """From now on, a signature that is looked at is a failure."""
+
+    def decode(*_: object, **__: object) -> None:
+        raise AssertionError("a signature was looked at")
+
+    patch.setattr(authority._jwt, "decode", decode)
+
+
+def test_a_token_that_held_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signature is looked at once, and the grant is the same each time."""
+    authority, text = Authority(SECRET), token(sub="ada", sse={"publish": ["a"]})
+    grant = authority.verify(text, NOW)
+    no_more_signatures(authority, monkeypatch)
+    assert authority.verify(text, NOW + 1) == grant
+
+
+def test_a_remembered_token_expires() -> None:
+    """To the second, as if it were new."""
+    authority, text = Authority(SECRET), token(exp=int(NOW) + 10)
+    authority.verify(text, NOW)
+    authority.verify(text, int(NOW) + 9.9)
+    with pytest.raises(InvalidToken, match="has expired"):
+        authority.verify(text, int(NOW) + 10)
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_a_remembered_token_is_not_for_earlier(claim: str) -> None:
+    """A clock that went back meets the same refusal as with a new one."""
+    authority, text = Authority(SECRET), token(**{claim: int(NOW)})
+    authority.verify(text, NOW)
+    with pytest.raises(InvalidToken, match="not valid yet"):
+        authority.verify(text, NOW - CLOCK_SKEW_S - 1)
+
+
+def test_a_remembered_token_has_no_likes() -> None:
+    """One character more, less or other, and it is another token."""
+    authority, text = Authority(SECRET), token()
+    authority.verify(text, NOW)
+    other = "A" if text[-5] != "A" else "B"
+    for unlike in (text + "A", text[:-1], text[:-5] + other + text[-4:], text + "\udcff", ""):
+        with pytest.raises(InvalidToken):
+            authority.verify(unlike, NOW)
+
+
+def test_what_does_not_hold_is_not_remembered() -> None:
+    """A token may be refused now and hold later."""
+    authority, text = Authority(SECRET), token(nbf=int(NOW) + 2 * CLOCK_SKEW_S, exp=int(NOW) + 3600, sub="ada")
+    with pytest.raises(InvalidToken, match="not valid yet"):
+        authority.verify(text, NOW)
+    assert authority.verify(text, NOW + 2 * CLOCK_SKEW_S).subject == "ada"
+
+
+def test_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has been for longest goes, and is checked anew when it comes back."""
+    monkeypatch.setattr("trio_sse.auth.MAX_REMEMBERED", 3)
+    authority, texts = Authority(SECRET), [token(sub=str(number)) for number in range(4)]
+    for text in texts:
+        authority.verify(text, NOW)
+    no_more_signatures(authority, monkeypatch)
+    assert [authority.verify(text, NOW).subject for text in texts[1:]] == ["1", "2", "3"]
+    with pytest.raises(AssertionError, match="was looked at"):
+        authority.verify(texts[0], NOW)
+
+
+def test_no_token_is_kept() -> None:
+    """What is remembered holds none of its text."""
+    authority, text = Authority(SECRET), token(sub="ada")
+    authority.verify(text, NOW)
+    kept = repr(authority._remembered)
+    assert "ada" in kept
+    assert not any(part in kept for part in text.split("."))
+
+
 # -- without a token, and guests ---------------------------------------------------------------------------------------
 
 

@@ -228,6 +228,23 @@ def test_what_was_received_is_taken_as_it_is() -> None:
     assert (event.type, event.id) == ("\x1btype", "\x07" + "i" * (MAX_NAME + 1))
 
 
+@pytest.mark.parametrize(
+    ("received", "says"),
+    [
+        (("a", "\x1btype", None, None), "U\\+001B"),
+        (("a", "", None, None), "type is empty"),
+        (("a", "message", "i" * (MAX_NAME + 1), None), "are allowed"),
+        (("a", "message", None, -1), "whole number"),
+        (("\ud800", "message", None, None), "surrogate"),
+    ],
+)
+def test_what_was_received_can_be_checked(received: tuple[str, str, str | None, int | None], says: str) -> None:
+    """By the rules of what can be built."""
+    with pytest.raises(InvalidEvent, match=says):
+        Event.received(*received).check()
+    Event.received("a", "type", "1", 5).check()
+
+
 def test_a_received_event_equals_one_that_was_built() -> None:
     """Where both can be had they are the same value."""
     assert Event.received("a", "message", None, None) == Event("a")

@@ -78,6 +78,8 @@ async def test_many_events_are_published_at_once(autojump_clock: trio.testing.Mo
     [
         (Event("x", id="1"), None, InvalidEvent, "the journal gives"),
         (Event("x", retry=1), None, InvalidEvent, "retry belongs"),
+        (Event.received("x", "\x1b", None, None), None, InvalidEvent, "control character"),
+        (Event.received("\ud800", "a", None, None), None, InvalidEvent, "surrogate"),
         (Event("x", type="trio-sse.gap"), None, InvalidEvent, "hub's own"),
         (Event("x" * (MAX_DATA + 1)), None, TooLarge, "more than"),
         (Event("é" * (MAX_DATA // 2 + 1)), None, TooLarge, "more than"),

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_sse.errors import InvalidEvent
 from trio_sse.event import Event, EventID
 from trio_sse.record import Draft, Gap, GapReason, Record
 from trio_sse.wire import Decoder
@@ -30,13 +29,6 @@ def test_the_journals_id_replaces_the_publishers() -> None:
     """Only the journal gives IDs."""
     record = Record.write(EventID(17, 3), Draft("lobby", Event("hi", id="mine")))
     assert decode_one(record.frame).id == "17-3"
-
-
-def test_a_received_event_is_checked_when_it_is_written() -> None:
-    """What a foreign stream may say, a record may not."""
-    received = Event.received("hi", "\x1b", None, None)
-    with pytest.raises(InvalidEvent, match="control character"):
-        Record.write(EventID(17, 3), Draft("lobby", received))
 
 
 @pytest.mark.parametrize("reason", get_args(GapReason))

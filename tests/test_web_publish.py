@@ -331,6 +331,17 @@ def test_events_are_acknowledged_while_more_still_come(server: Server, topic: st
     assert last_event_id(server, topic) == ids[-1]
 
 
+def test_what_comes_together_is_committed_together(server: Server, topic: str) -> None:
+    """Forty chunks of one event, sent at once, are acknowledged in far fewer lines than forty."""
+    with Publisher(server, topic) as publisher:
+        publisher.send(b"9\r\ndata: x\n\n\r\n" * 40 + b"0\r\n\r\n")
+        publisher.head()
+        *acks, done = [json.loads(line) for line in re.findall(rb"\{.*\}", publisher.rest())]
+    assert done["count"] == 40
+    assert [ack["acked"] for ack in acks] == sorted({ack["acked"] for ack in acks})
+    assert len(acks) <= 20
+
+
 def test_the_answer_to_a_stream_is_ndjson(server: Server, topic: str) -> None:
     """The acknowledgements say what they are."""
     answer = ask(server, "POST", f"/topics/{topic}", b"data: x\n\n", STREAM)

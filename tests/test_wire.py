@@ -6,6 +6,7 @@ import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from itertools import combinations, islice, pairwise, product, zip_longest
+from typing import Literal
 
 import httpx
 import pytest
@@ -89,6 +90,19 @@ streams = st.lists(
     ),
     max_size=30,
 ).map(b"".join)
+blocks = st.lists(
+    st.sampled_from(
+        [
+            *(b"data: a\n\n", b"data:b\n\n", b"data:  c\n\n", b"data: \n\n", b"data:\n\n", b"data: a\ndata: b\n\n"),
+            *(b"id: 1\ndata: a\n\n", b"id:\ndata: a\n\n", b"id: 2\0\ndata: a\n\n", b"id: 3\nid: 4\ndata: a\n\n"),
+            *(b"event: e\ndata: a\n\n", b"event:\ndata: a\n\n", b"id: 5\nevent: e\ndata: a\n\n", b"data: a\nid: 6\n\n"),
+            *(b"event: e\nid: 7\ndata: a\n\n", b"id: 8\n\n", b"event: e\n\n", b"retry: 5\ndata: a\n\n", b":\n", b"\n"),
+            *(b"data: a\r\n\r\n", b"data: a\r\r", b"data: a\n\r", b"data: \xff\n\n", b"id: \xff\ndata: a\n\n", BOM),
+            *(b"data: " + b"x" * 20 + b"\n\n", b"event: " + b"y" * 20 + b"\ndata: a\n\n", b"data", b"data: a\n", b"\r"),
+        ]
+    ),
+    max_size=12,
+).map(b"".join)
 many = settings(max_examples=300, deadline=None)
 
 
@@ -122,6 +136,11 @@ def cuts(draw: st.DrawFn, raws: st.SearchStrategy[bytes]) -> tuple[bytes, list[b
 def test_an_event_is_these_bytes(event: Event, frame: bytes) -> None:
     """Order id, event, retry, data; one space after each colon; LF only; a blank line at the end."""
     assert encode(event) == frame
+
+
+def test_another_id_may_be_given() -> None:
+    """It takes the place of the event's own, if that has one."""
+    assert encode(Event("x", id="mine"), id="17-3") == encode(Event("x"), id="17-3") == b"id: 17-3\ndata: x\n\n"
 
 
 @many
@@ -194,6 +213,43 @@ def test_any_bytes_mean_what_the_standard_says(case: tuple[bytes, list[bytes]]) 
     """Ours and a parser written from the standard's text agree on any bytes, whatever the cuts."""
     raw, chunks = case
     assert decode(*chunks) == by_the_standard(raw)
+
+
+class LineByLine(Decoder):
+    """Takes no block whole."""
+
+    def _whole(self) -> None:
+        return None
+
+
+@many
+@given(cuts(blocks), st.sampled_from([15, 1000]), st.sampled_from(["replace", "strict"]))
+def test_a_block_means_what_its_lines_mean(
+    case: tuple[bytes, list[bytes]], max_data: int, errors: Literal["replace", "strict"]
+) -> None:
+    """Taken whole or line by line: the same events, the same cursor after each, and the same fault at its place."""
+    told: list[list[object]] = []
+    for kind in (Decoder, LineByLine):
+        decoder = kind(max_data=max_data, errors=errors)
+        seen: list[object] = []
+        for chunk in [*case[1], b"data: last\n\n"]:
+            try:
+                for event in decoder.feed(chunk):
+                    seen.append((event, decoder.last_event_id, decoder.retry))
+            except InvalidInput as fault:
+                seen.append(str(fault))
+            seen.append((decoder.last_event_id, decoder.retry, decoder.has_unfinished_data))
+        told.append(seen)
+    assert told[0] == told[1]
+
+
+def test_most_blocks_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the first of a stream of ours, if it is not cut, so that decoding it is cheap."""
+    decoder = Decoder()
+    list(decoder.feed(encode(Event("first"))))
+    monkeypatch.setattr(decoder, "_line", None)
+    sent = [Event("a"), Event("b", type="t"), Event("c", id="1-1"), Event("d", type="t", id="")]
+    assert list(decoder.feed(b"".join(map(encode, sent)))) == sent
 
 
 def test_every_run_of_line_ends() -> None:
@@ -515,14 +571,22 @@ def test_memory_is_bounded_by_bytes_not_by_lines() -> None:
 
 
 class Looking:
-    """Stands in for the line-end pattern and counts the bytes that are looked at."""
+    """Stands in for the patterns of a line end and of a block, and counts the bytes that are looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: re.Pattern[bytes]) -> None:
         self.looked_at = 0
+        self._block = block
 
     def search(self, buffer: bytearray, begin: int) -> re.Match[bytes] | None:
         found = re.compile(rb"\r\n|\n|\r").search(buffer, begin)
         self.looked_at += (len(buffer) if found is None else found.end()) - begin
+        return found
+
+    def match(self, buffer: bytearray, begin: int) -> re.Match[bytes] | None:
+        seen = re.compile(rb"(?:(?:id|event|data):[^\r\n]*\n?){0,3}").match(buffer, begin)  # where none is found
+        assert seen is not None
+        found = self._block.match(buffer, begin)
+        self.looked_at += (min(seen.end() + 1, len(buffer)) if found is None else found.end()) - begin
         return found
 
 
@@ -533,18 +597,21 @@ class Looking:
         b"data: " + b"x" * 60_000 + b"\r\n\r\n",
         b"data\n" * 12_000 + b"\n",
         b"data: x\n\n" * 6_000,
+        b"data: x\n\ndata: y\ndata: z\n\n" * 2_500,
+        b"\n\ndata: " + b"x" * 60_000 + b"\ndata: x\n\n",
         b"\r" * 60_000,
     ],
 )
 @pytest.mark.parametrize("size", [1, 6, 1_000, 1_000_000])
-def test_every_byte_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, raw: bytes, size: int) -> None:
+def test_every_byte_is_looked_at_once_or_twice(monkeypatch: pytest.MonkeyPatch, raw: bytes, size: int) -> None:
     """Work is linear in the bytes, also when one line comes in ten thousand pieces."""
-    looking = Looking()
+    looking = Looking(wire._BLOCK)
     monkeypatch.setattr(wire, "_LINE_END", looking)
+    monkeypatch.setattr(wire, "_BLOCK", looking)
     decoder = Decoder()
     events = [event for chunk in cut(raw, range(size, len(raw), size)) for event in decoder.feed(chunk)]
-    assert len(events) == raw.count(b"\n\n") + raw.count(b"\r\n\r\n")
-    assert len(raw) * 0.9 <= looking.looked_at <= len(raw)
+    assert len(events) == raw.lstrip().count(b"\n\n") + raw.count(b"\r\n\r\n")
+    assert len(raw) * 0.9 <= looking.looked_at <= 2 * len(raw)
 
 
 # -- how the decoder is used ---------------------------------------------------------------------------------------

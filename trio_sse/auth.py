@@ -11,6 +11,7 @@ checked here, so that the refusal can say which. The time is the caller's to say
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,9 @@ KEYS = {
     "EdDSA": "an Ed25519 public key in PEM",
 }
 """The algorithms a token may be signed with, and the key that checks it (RFC 7518 § 3, RFC 8037)."""
+
+MAX_REMEMBERED = 1024
+"""Tokens whose signature is not checked again, as long as no more others came since; each by its digest alone."""
 
 GUEST_PREFIX = "guest-"
 GUEST_TTL_S = 7 * 24 * 3600
@@ -117,6 +121,7 @@ class Authority:
         self._anonymous = dict.fromkeys(anonymous, EVERYTHING)
         self._jwt = jwt.PyJWT(_OPTIONS)
         self._signs, self._verifies = _keys(key, algorithm)
+        self._remembered: dict[bytes, tuple[Mapping[str, Any], Grant]] = {}
 
     def anonymous(self) -> Grant:
         """The grant of a caller without a token."""
@@ -125,14 +130,25 @@ class Authority:
     def verify(self, token: str, now: float) -> Grant:
         """The grant of a token's bearer at ``now``, in seconds since the epoch.
 
+        What a token says does not change, so one that held is remembered; the time is checked each time.
+
         Raises:
           InvalidToken: the token does not hold; the message says why, and never what it is.
         """
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        if (remembered := self._remembered.get(digest)) is not None:
+            claims, grant = remembered
+            _check_times(claims, now)
+            return grant
         try:
             claims = self._jwt.decode(token, self._verifies, algorithms=[self.algorithm])
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise InvalidToken("the token is not one that was signed for this hub") from None
-        return self._grant(claims, now)
+        grant = self._grant(claims, now)
+        if len(self._remembered) >= MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[digest] = claims, grant
+        return grant
 
     def _grant(self, claims: Mapping[str, Any], now: float) -> Grant:
         expires_at = _check_times(claims, now)

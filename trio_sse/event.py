@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -23,6 +22,7 @@ DEFAULT_TYPE = "message"
 
 _EVENT_ID = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 _LINE_END = re.compile(r"\r\n?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # all of Unicode's category Cc
 
 
 class EventID(NamedTuple):
@@ -94,6 +94,10 @@ class Event:
     def __post_init__(self) -> None:
         if "\r" in self.data:
             object.__setattr__(self, "data", _LINE_END.sub("\n", self.data))
+        self.check()
+
+    def check(self) -> None:
+        """Raises InvalidEvent for what could not have been built, as an event that was :meth:`received` may be."""
         _check_text("data", self.data)
         if self.type != DEFAULT_TYPE:
             if not self.type:
@@ -112,8 +116,10 @@ class Event:
         It is still safe to encode, because a parsed field holds no line end.
         """
         event = object.__new__(cls)
-        for field, value in zip(("data", "type", "id", "retry"), (data, type, id, retry), strict=True):
-            object.__setattr__(event, field, value)
+        object.__setattr__(event, "data", data)
+        object.__setattr__(event, "type", type)
+        object.__setattr__(event, "id", id)
+        object.__setattr__(event, "retry", retry)
         return event
 
 
@@ -127,7 +133,6 @@ def _check_text(field: str, text: str) -> None:
 def _check_name(field: str, text: str) -> None:
     if len(text) > MAX_NAME:
         raise InvalidEvent(f"the event's {field} has {len(text)} characters; {MAX_NAME} are allowed")
-    for character in text:
-        if unicodedata.category(character) == "Cc":
-            raise InvalidEvent(f"the event's {field} holds the control character U+{ord(character):04X}: leave it out")
+    if control := _CONTROL.search(text):
+        raise InvalidEvent(f"the event's {field} holds the control character U+{ord(control[0]):04X}: leave it out")
     _check_text(field, text)

@@ -225,6 +225,7 @@ def check_publishable(event: Event, key: str | None = None) -> None:
         raise InvalidEvent("the journal gives an event its id: publish it without one")
     if event.retry is not None:
         raise InvalidEvent("retry belongs to a stream, not to an event: publish it without")
+    event.check()
     if event.type.startswith(RESERVED_PREFIX):
         raise InvalidEvent(f"event types that begin with {RESERVED_PREFIX} are the hub's own: use another name")
     if len(event.data) > MAX_DATA or (not event.data.isascii() and len(event.data.encode()) > MAX_DATA):

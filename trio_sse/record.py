@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from . import wire
@@ -41,7 +41,7 @@ class Record:
     @classmethod
     def write(cls, id: EventID, draft: Draft) -> Self:
         """The one place where an event of the journal becomes bytes."""
-        return cls(id, draft.topic, wire.encode(replace(draft.event, id=str(id))), draft.key)
+        return cls(id, draft.topic, wire.encode(draft.event, id=str(id)), draft.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 Lines end with CRLF, LF or CR and with nothing else: ``str.splitlines`` knows eight more and is wrong here.
 A stream is bytes cut anywhere, also between CR and LF or inside a character, so :class:`Decoder` keeps the
 unfinished line and remembers how far it has looked: a line that comes in ten thousand pieces is still
-looked at once.
+looked at once. Most events are blocks of one shape, as :func:`encode` writes them; one that is all there is taken
+in a single step, and means what its lines would.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ CONTENT_TYPE = "text/event-stream"
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_BLOCK = re.compile(rb"(?:id: ?([^\r\n\0]*+)\n)?+(?:event: ?([^\r\n]*+)\n)?+data: ?([^\r\n]*+)\n\n")
 _RETRY_DIGITS = len(str(MAX_RETRY_MS))
 _LINE_SLACK = 4 * MAX_NAME + 64  # a line is a field name, a colon, and a value: data, or a name in UTF-8
 
 
-def encode(event: Event) -> bytes:
+def encode(event: Event, *, id: str | None = None) -> bytes:
     """One event as the bytes of a block, its blank line included; one space after every colon.
 
-    ``decode(encode(event)) == event`` for every event that can be built.
+    ``decode(encode(event)) == event`` for every event that can be built. A given ``id`` takes the place of its own.
     """
+    id = event.id if id is None else id
     lines = []
-    if event.id is not None:
-        lines.append(f"id: {event.id}\n")
+    if id is not None:
+        lines.append(f"id: {id}\n")
     if event.type != DEFAULT_TYPE:
         lines.append(f"event: {event.type}\n")
     if event.retry is not None:
@@ -80,6 +83,7 @@ class Decoder:
         self._looked = 0  # bytes of the buffer already known to hold no line end
         self._after_cr = False  # an LF that comes next belongs to the CR before it
         self._first_line = True
+        self._between = False  # the last line taken was a blank one
         self._forget()
 
     def _forget(self) -> None:
@@ -105,22 +109,41 @@ class Decoder:
                 if self._after_cr and self._begin < len(buffer):
                     self._after_cr = False
                     self._begin += buffer[self._begin] == 0x0A
+                if self._between and self._looked <= self._begin and (event := self._whole()) is not None:
+                    yield event
+                    continue
                 found = _LINE_END.search(buffer, max(self._begin, self._looked))
                 self._looked = len(buffer) if found is None else found.start()
                 if self._looked - self._begin > self._max_line:
                     raise TooLarge(f"a line is longer than {self._max_line} bytes")
                 if found is None:
                     return
-                event = self._line(bytes(buffer[self._begin : self._looked]))
+                begin = self._begin
+                event = self._line(bytes(buffer[begin : self._looked]))
                 self._begin = found.end()  # only now, so that a fault is not passed over
                 self._after_cr = found[0] == b"\r" and self._begin == len(buffer)
                 self._first_line = False
+                self._between = found.start() == begin
                 if event is not None:
                     yield event
         finally:
             del buffer[: self._begin]
             self._looked = max(0, self._looked - self._begin)
             self._begin = 0
+
+    def _whole(self) -> Event | None:
+        """Take the next block whole, if it is of the usual shape, all there, and within the limits."""
+        block = _BLOCK.match(self._buffer, self._begin)
+        if block is None or block.end() - block.start() > self._max_data:
+            return None
+        id, type, data = block.groups()
+        event = Event.received(
+            self._text(data), self._text(type) if type else DEFAULT_TYPE, None if id is None else self._text(id), None
+        )
+        if event.id is not None:
+            self.last_event_id = event.id
+        self._begin = block.end()
+        return event
 
     def _line(self, line: bytes) -> Event | None:
         if self._first_line:

@@ -178,7 +178,7 @@ class Writer:
             for topic in self._crowded | self._insert(records):
                 excess = self._counts[topic] - self._retention.events
                 if excess > 0:
-                    self._remove("WHERE topic = ? ORDER BY id LIMIT ?", (topic, excess))
+                    self._remove("topic = ?", topic, excess)
             self._remove_old(oldest_ms)
             self._forget()
             if position is not None:
@@ -233,11 +233,14 @@ class Writer:
                 if EventID.unpacked(id).ms >= oldest_ms and over <= 0:
                     break
                 last, over = id, over - size
-            self._remove("WHERE id <= ?", (last,))
+            self._remove("id <= ?", last, BATCH)
 
-    def _remove(self, which: str, values: tuple[int, ...]) -> None:
-        rows = self.db.execute("SELECT id, topic, length(frame) FROM record " + which, values).fetchall()  # noqa: S608
-        self.db.executemany("DELETE FROM record WHERE id = ?", [(id,) for id, _, _ in rows])
+    def _remove(self, which: str, value: int, most: int) -> None:
+        """Remove the oldest of some records."""
+        query = f"SELECT id, topic, length(frame) FROM record WHERE {which} ORDER BY id LIMIT ?"  # noqa: S608
+        rows = self.db.execute(query, (value, most)).fetchall()
+        # One statement for all of them: one for each costs several times as much.
+        self.db.execute(f"DELETE FROM record WHERE {which} AND id <= ?", (value, rows[-1][0]))  # noqa: S608
         floors = {topic: id for id, topic, _ in rows}
         self.db.executemany("UPDATE topic SET floor = ? WHERE id = ?", [(id, topic) for topic, id in floors.items()])
         for _, topic, size in rows:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PREFIX = b"/topics/"
 PLAIN_TYPES = ("", "text/plain", "application/x-www-form-urlencoded")  # the last is what curl -d says
 ACKNOWLEDGEMENTS = "application/x-ndjson"
+COMMIT_BYTES = 64 * 1024
+"""Of a stream of events, so much is appended at once, beyond the piece that reaches it."""
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,14}")  # which every reader of JSON reads exactly; other names stay text
 
@@ -156,8 +158,8 @@ def _json(value: dict[str, Any], status: int) -> Response:
 class _Acknowledgements(ResponseBody):
     """The answer to a stream of events: a line for each commit, while the events still come.
 
-    Each piece of the body that arrives is decoded and appended at once, and only then the next is asked for:
-    what is not yet committed is at most one piece, and the rest waits in TCP. ``retry:`` and comments concern
+    What has arrived of the body is decoded and appended together, and only then more is asked for: what is not yet
+    committed is at most one commit's worth, and the rest waits in TCP. ``retry:`` and comments concern
     the publisher's own connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
     """
 
@@ -206,10 +208,13 @@ class _Acknowledgements(ResponseBody):
         return None
 
     async def _read(self) -> bytes:
-        """The next piece of the body; nothing, and a fault, when the token runs out or the hub ends before it."""
+        """What is here of the body, at least some; nothing, and a fault, if the token or the hub ends before it."""
         with self._hub.cancelled_on_ending() as scope:
             scope.deadline = self._deadline
-            return await self._incoming.read()
+            body = await self._incoming.read()
+            while len(body) < COMMIT_BYTES and (piece := self._incoming.read_nowait()):
+                body += piece
+            return body
         if self._hub.ending is None:
             self._fault = InvalidToken("the token has expired: get a new one, and send the rest with it")
         else:
