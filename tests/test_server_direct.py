@@ -26,7 +26,7 @@ from trio_sse.event import Event, EventID
 from trio_sse.hub import Hub
 from trio_sse.record import Draft, Record
 from trio_sse.server import Connection, DirectOutlet, DirectWriter, find_direct_writer
-from trio_sse.server.direct import chunked
+from trio_sse.server.framing import chunked
 from trio_sse.settings import Settings
 from trio_sse.topic import parse_selectors
 from trio_sse.web import TrioSSE, create_app

@@ -345,7 +345,7 @@ async def test_a_stream_that_breaks_off_is_ended(
         def broken(*_: object) -> None:
             raise ZeroDivisionError("oh no")
 
-        monkeypatch.setattr(StreamBody, "_waiting", broken)
+        monkeypatch.setattr(StreamBody, "_received", broken)
         await hub.publish("a", "x")
         await trio.testing.wait_all_tasks_blocked()
         assert request.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}

@@ -18,6 +18,9 @@ from .conftest import WITHIN_S, Listener, Wire, ask, eventually, last_event_id, 
 from .serving import Server, serving
 
 PROGRAM = """
+import gc
+import json
+import trio
 from quart import Response
 from quart.wrappers.response import ResponseBody
 from tests.apps import app
@@ -42,6 +45,25 @@ class Broken(ResponseBody):
 @app.get("/test/broken")
 async def broken():
     return Response(Broken())
+
+ended = []
+
+@app.get("/test/waits")
+async def waits():
+    try:
+        await trio.sleep_forever()
+    finally:
+        ended.append("cancelled")
+
+@app.get("/test/ended")
+async def told():
+    return json.dumps(ended)
+
+@app.get("/test/kept")
+async def kept():
+    gc.collect()
+    names = [type(each).__name__ for each in gc.get_objects()]
+    return {name: names.count(name) for name in ("Request", "EventStream", "RequestContext")}
 """
 pytestmark = pytest.mark.usefixtures("baseline")
 KEEP_ALIVE_S = 1
@@ -275,6 +297,33 @@ def check_fault_is_logged(server: Server) -> None:
     """The log has the fault; it is taken out, since the module's server is checked for any other."""
     assert eventually(lambda: "a fault in mid-answer" in server.log())
     server.log_path.write_text("")
+
+
+# -- a client that leaves, a client that stays ------------------------------------------------------------------------
+
+
+def test_a_view_is_cancelled_when_its_client_leaves(server: Server) -> None:
+    """Also one that sends nothing; no task of its own waits for that."""
+    with Wire(server) as wire:
+        wire.send(b"GET /test/waits HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert ask(server, "GET", "/test/ended").json == []
+    assert eventually(lambda: ask(server, "GET", "/test/ended").json == ["cancelled"])
+
+
+def test_a_stream_is_two_tasks(server: Server, topic: str) -> None:
+    """One reads from its connection, one writes."""
+    before = ask(server, "GET", "/test/worker").json["tasks"]
+    with Listener(server, f"/events?topic={topic}") as stream:
+        stream.take()
+        assert ask(server, "GET", "/test/worker").json["tasks"] == before + 2
+
+
+def test_a_stream_keeps_neither_its_request_nor_its_response(server: Server, topic: str) -> None:
+    """They are let go when the first bytes have been sent."""
+    before = ask(server, "GET", "/test/kept").json
+    with Listener(server, f"/events?topic={topic}") as stream:
+        stream.take()
+        assert ask(server, "GET", "/test/kept").json == before
 
 
 # -- odd requests -----------------------------------------------------------------------------------------------------

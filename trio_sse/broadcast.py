@@ -89,6 +89,7 @@ class ChannelOutlet:
             self._clones = {selector: send.clone() for selector in selectors}
         self.cursor = ORIGIN
         self.reason: EndReason | None = None
+        self._sleeper: trio.lowlevel.Task | None = None
         self._waiting_bytes = 0
 
     @property
@@ -108,19 +109,10 @@ class ChannelOutlet:
             except trio.BrokenResourceError:  # the subscriber is leaving and has not said so yet
                 return "refused"
             self._waiting_bytes += size
+        self.wake()
         return "waiting"
 
     # -- the subscriber's side ----------------------------------------------------------------------------
-
-    async def receive(self) -> Record:
-        """Wait for the next record.
-
-        If this is cancelled, no record is lost.
-
-        Raises:
-          trio.EndOfChannel: it was closed; :attr:`reason` says why.
-        """
-        return self._taken(await self.receive_channel.receive())
 
     def receive_nowait(self) -> Record:
         """The next record, if there is one.
@@ -128,17 +120,35 @@ class ChannelOutlet:
         Raises:
           trio.WouldBlock: there is none. trio.EndOfChannel: it was closed; :attr:`reason` says why.
         """
-        return self._taken(self.receive_channel.receive_nowait())
-
-    def _taken(self, record: Record) -> Record:
+        record = self.receive_channel.receive_nowait()
         self._waiting_bytes -= len(record.frame)
         return record
+
+    async def wait(self) -> None:
+        """Wait until there may be something to receive, or somebody calls :meth:`wake`.
+
+        One task waits. Nothing is received here, so to cancel it loses nothing, and to end it early needs no cancel
+        scope, which would cost more than the wait.
+        """
+        self._sleeper = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._forget_sleeper)
+
+    def wake(self) -> None:
+        """End a wait, if there is one."""
+        if self._sleeper is not None:
+            trio.lowlevel.reschedule(self._sleeper)
+            self._sleeper = None
+
+    def _forget_sleeper(self, _: object) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     # -- the broadcaster's side ---------------------------------------------------------------------------
 
     def end_selector(self, selector: Selector, reason: EndReason) -> None:
         if len(self._clones) == 1:
             self.reason = self.reason or reason
+            self.wake()
         self._clones.pop(selector).close()
 
     def close(self, reason: EndReason) -> None:

@@ -7,16 +7,18 @@ Its source is a :class:`~trio_sse.subscription.Subscription`, or any async itera
 ``MemoryReceiveChannel``: the progress of a job, the tokens of a language model. Then IDs, if any, are the caller's
 own, and there is no resuming.
 
-One task carries a stream: it waits for something to send, and sends it. A heartbeat and a goodbye come from
-elsewhere, by cancelling the wait, which loses nothing; while bytes are on their way there is no wait, so
-a stream with unsent bytes gets no heartbeat. (A foreign source may not be cancelled in mid-step, so it is read
-by a task of its own.)
+One task carries a stream: it waits for something to send, and sends it. What a heartbeat and a goodbye need of it is
+asked for from elsewhere, by ending its wait; while bytes are on their way there is no wait, so a stream with unsent
+bytes gets no heartbeat. While it waits, a broadcaster may write to the client in its place (``server.direct``).
+(A foreign source may not be cancelled in mid-step, so it is read by a task of its own.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
@@ -58,9 +60,20 @@ class Source(Protocol):
 
     ended: EndReason | None
 
-    async def receive(self) -> Framed: ...
-    def receive_nowait(self) -> Framed: ...
-    def written(self) -> None: ...
+    def receive_nowait(self) -> Framed:
+        """The next frame; raises ``WouldBlock``, or ``EndOfChannel``, after which :attr:`ended` may say why."""
+
+    async def wait(self) -> None:
+        """Wait until there may be a frame, or :meth:`wake` is called; cancelling it loses nothing."""
+
+    def wake(self) -> None:
+        """End the wait."""
+
+    def written(self) -> None:
+        """All frames so far were sent."""
+
+    def kept(self) -> bytes:
+        """A frame that was taken from where it came from, cannot be had again, and was not yet received."""
 
 
 class Framed(Protocol):
@@ -152,33 +165,32 @@ class StreamBody(ResponseBody):
         self.send: object = None
         """The ``send`` that the server gave to the request, as far as it is known; it may lead to the socket."""
         self._retry_ms = retry_ms
-        self._heartbeat_s = float("inf") if isinstance(source, Subscription) else heartbeat_s * MARGIN
-        self._expires_at = float("inf") if expires_in_s is None else trio.current_time() + expires_in_s
+        self._heartbeat_s = math.inf if isinstance(source, Subscription) else heartbeat_s * MARGIN
+        self._expires_at = math.inf if expires_in_s is None else trio.current_time() + expires_in_s
         self._while_open = while_open
         self._frames: Source
         self._writer: server.DirectWriter | None = None
         self._opened = False
+        self._over = False  # nothing more will be received
         self._reason: EndReason | None = None
         self._closing: Iterator[bytes] | None = None  # what is still to be said, once nothing is waited for
-        self._wait: trio.CancelScope | None = None
+        self._waits = False  # everything was sent, and the task waits for more
+        self._beats = False  # a heartbeat is asked for
         self._resources = AsyncExitStack()
 
     # -- what a hub may do to it --------------------------------------------------------------------------
 
     def beat(self) -> None:
         """Send a heartbeat, unless bytes are on their way already."""
-        if self._writer is None or not self._writer.beat():
-            self._wake()
+        if self._waits and (self._writer is None or not self._writer.beat()):
+            self._beats = True
+            self._frames.wake()
 
     def end(self, reason: EndReason) -> None:
         """Say goodbye and finish; a write that is under way is finished first."""
         self._reason = self._reason or reason
-        self._wake()
-
-    def _wake(self) -> None:
-        """End the wait for a frame, if there is one."""
-        if self._wait is not None:
-            self._wait.cancel()
+        if self._waits:
+            self._frames.wake()
 
     # -- what a response does with it ---------------------------------------------------------------------
 
@@ -202,7 +214,7 @@ class StreamBody(ResponseBody):
         if not isinstance(self.source, Subscription):
             self._frames = await stack.enter_async_context(_Foreign(self.source, self.end))
             return
-        self._writer = server.find_direct_writer(self.send, self._wake)
+        self._writer = server.find_direct_writer(self.send, self.source.wake)
         if self._writer is not None:
             self.source.open_outlet = self._writer.open_outlet
             stack.callback(self._writer.close)
@@ -229,54 +241,63 @@ class StreamBody(ResponseBody):
             raise StopAsyncIteration
         if not self._opened:
             self._opened = True
-            return b"".join([self._opening(), *self._waiting()])
+            return self._opening() + self._received()
+        self._frames.written()
+        waited = False
         while True:
-            self._frames.written()
-            try:
-                first = await self._receive()
-            except trio.EndOfChannel:
-                first = None
-                self._reason = self._reason or self._frames.ended
-                if self._reason is None:
-                    raise StopAsyncIteration from None
-            was_woken_to_write = self._writer is not None and await self._writer.flush()
+            if self._expires_at != math.inf and trio.current_time() >= self._expires_at:
+                self.end("expired")
+            chunk = self._received() if self._reason is None else self._frames.kept()
             if self._reason is not None:
                 self._closing = iter(())
-                # What was received in the very moment of the end is not given back by a source that cannot resume.
-                return (b"" if first is None else first.frame) + self._goodbye(self._reason)
-            if first is not None:
-                return b"".join([first.frame, *self._waiting()])
-            if not was_woken_to_write:
-                return wire.HEARTBEAT
+                return chunk + self._goodbye(self._reason)
+            if self._beats and not chunk:
+                chunk = wire.HEARTBEAT
+            self._beats = False
+            if chunk:
+                if not waited:
+                    await trio.lowlevel.checkpoint()
+                return chunk
+            if self._over:
+                raise StopAsyncIteration
+            await self._wait()
+            waited = True
 
     def _opening(self) -> bytes:
         position = self.source.opening_position if isinstance(self.source, Subscription) else None
         return wire.opening(self._retry_ms, None if position is None else str(position))
 
-    async def _receive(self) -> Framed | None:
-        """Wait for a frame; none when it is time for a heartbeat, or for the goodbye whose reason then stands."""
-        if self._reason is not None:
-            return None
-        deadline = min(self._expires_at, trio.current_time() + self._heartbeat_s)
+    async def _wait(self) -> None:
+        """Wait for a frame, or for a reason to send something else; then write what was half written meanwhile."""
+        self._waits = True
         try:
-            with trio.CancelScope(deadline=deadline) as self._wait:
-                return await self._frames.receive()
+            if self._heartbeat_s == self._expires_at == math.inf:  # then no cancel scope, which would cost more
+                await self._frames.wait()
+            else:
+                deadline = min(self._expires_at, trio.current_time() + self._heartbeat_s)
+                with trio.CancelScope(deadline=deadline) as scope:
+                    await self._frames.wait()
+                self._beats = self._beats or scope.cancelled_caught
         finally:
-            self._wait = None
-            if trio.current_time() >= self._expires_at:
-                self.end("expired")
-        return None
+            self._waits = False
+        if self._writer is not None and await self._writer.flush():
+            self._frames.written()
+            self._beats = False
 
-    def _waiting(self) -> list[bytes]:
+    def _received(self) -> bytes:
+        """What can be received now, up to about a chunk's size."""
         frames: list[bytes] = []
         size = 0
         try:
-            while size < CHUNK_BYTES and self._reason is None:
+            while size < CHUNK_BYTES:
                 frames.append(self._frames.receive_nowait().frame)
                 size += len(frames[-1])
-        except (trio.WouldBlock, trio.EndOfChannel):
+        except trio.WouldBlock:
             pass
-        return frames
+        except trio.EndOfChannel:
+            self._over = True
+            self._reason = self._reason or self._frames.ended
+        return b"".join(frames)
 
     def _goodbye(self, reason: EndReason) -> bytes:
         retry = self._jittered_retry()
@@ -308,6 +329,8 @@ class _Foreign:
         self._events = events
         self._end = end
         self._send, self._receive = trio.open_memory_channel[_Encoded](0)
+        self._ahead: _Encoded | None = None
+        self._waiting = trio.CancelScope()
         self._nursery_manager = trio.open_nursery()
 
     async def __aenter__(self) -> Self:
@@ -323,14 +346,24 @@ class _Foreign:
         await self._nursery_manager.__aexit__(None, None, None)  # the error is not of its tasks: do not wrap it
         self._receive.close()
 
-    async def receive(self) -> _Encoded:
-        return await self._receive.receive()
-
     def receive_nowait(self) -> _Encoded:
-        return self._receive.receive_nowait()
+        if self._ahead is None:
+            return self._receive.receive_nowait()
+        taken, self._ahead = self._ahead, None
+        return taken
+
+    async def wait(self) -> None:
+        with trio.CancelScope() as self._waiting, contextlib.suppress(trio.EndOfChannel):
+            self._ahead = await self._receive.receive()
+
+    def wake(self) -> None:
+        self._waiting.cancel()
 
     def written(self) -> None:
         pass
+
+    def kept(self) -> bytes:
+        return b"" if self._ahead is None else self._ahead.frame
 
     async def _read(self) -> None:
         try:

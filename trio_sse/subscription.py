@@ -75,6 +75,7 @@ class Subscription:
         self._told_floor = ORIGIN  # holes below this have been told of
         self._more = False  # whether the last page left something to read
         self._outlet: ChannelOutlet | None = None
+        self._reading: trio.CancelScope | None = None  # of a wait for the journal
         self._live = False  # nothing is left to read from the journal
 
     # -- where to begin -----------------------------------------------------------------------------------
@@ -139,8 +140,7 @@ class Subscription:
     async def receive(self) -> Record | Gap:
         """Wait for the next record, oldest first: history, then live.
 
-        If this is cancelled, no record is lost: the cursor has not moved, unless the outlet has written to the
-        client itself.
+        If this is cancelled, the cursor has not moved and no record is lost.
 
         Raises:
           trio.EndOfChannel: the subscription was ended; :attr:`ended` says why.
@@ -151,7 +151,7 @@ class Subscription:
             try:
                 item = self.receive_nowait()
             except trio.WouldBlock:
-                await self._wait()
+                await self.wait()
                 waited = True
             else:
                 if not waited:
@@ -191,20 +191,30 @@ class Subscription:
             return None
         return item
 
-    async def _wait(self) -> None:
-        """Wait for something to become ready; if it is cancelled, nothing has changed."""
-        if not self._live:
-            await self._read_on()
-            return
+    async def wait(self) -> None:
+        """Wait until :meth:`receive_nowait` may have something to say, or somebody calls :meth:`wake`.
+
+        If it is cancelled, no record is lost. While it waits for live records, the outlet may write them to the
+        client itself, and the cursor moves with what it has written.
+        """
         outlet = self._outlet
-        assert outlet is not None
+        if outlet is None or not self._live:
+            with trio.CancelScope() as self._reading:
+                await self._read_on()
+            self._reading = None
+            return
         outlet.cursor = self.cursor
         try:
-            self._ready.append(await outlet.receive())
-        except trio.EndOfChannel:
-            self._outlet_ended()
+            await outlet.wait()
         finally:
-            self.cursor = outlet.cursor  # it may have written to the client itself meanwhile
+            self.cursor = outlet.cursor
+
+    def wake(self) -> None:
+        """End a wait, if there is one."""
+        if self._reading is not None:
+            self._reading.cancel()
+        elif self._outlet is not None:
+            self._outlet.wake()
 
     def _outlet_ended(self) -> None:
         """The broadcaster closed the outlet: for lagging, which is made good, or for good."""
@@ -216,7 +226,10 @@ class Subscription:
             raise trio.EndOfChannel
 
     async def _read_on(self) -> None:
-        """Read the next page; after the last one attach, read once more, and be live."""
+        """Read the next page; after the last one attach, read once more, and be live.
+
+        If it is cancelled, nothing has changed.
+        """
         page = await self._read(self.cursor)
         if page.floor > max(self.cursor, self._told_floor):
             self._ready.append(Gap(str(self.cursor), _resumed_from(page, self.cursor), "trimmed"))
@@ -251,6 +264,10 @@ class Subscription:
         if self._outlet is not None:
             self._outlet.cursor = self.cursor
             self.desk.broadcaster.last_write.written(self._outlet)
+
+    def kept(self) -> bytes:
+        """Nothing: what is not received can be read from the journal again."""
+        return b""
 
     def end(self, reason: EndReason) -> None:
         """End it, from any task: :meth:`receive` raises ``EndOfChannel`` now and ever after."""

@@ -30,13 +30,19 @@ from typing import Any
 
 import hypercorn.trio
 import hypercorn.trio.run
+import hypercorn.trio.tcp_server
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.protocol.h2 import StreamBuffer
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
-from . import connection, worker, writes
+from . import connection, framing, idle, messages, worker, writes
 from .connection import Connection, current_connection, leaves
 from .direct import DirectOutlet, DirectWriter, find_direct_writer
 from .limits import limits, write_before
+from .messages import messages_behind
 from .worker import end_worker, give_up, serve, wait_shutdown, watch_parent, watch_signals, workers
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "give_up",
     "guard_hypercorn",
     "leaves",
+    "messages_behind",
     "serve",
     "wait_shutdown",
     "watch_parent",
@@ -80,8 +87,13 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
     limits.write_timeout_s, limits.drain_s = write_timeout_s, drain_s
     patches: list[tuple[Any, str, object]] = [
         (TCPServer, "run", connection.guarded_run),
-        (TCPServer, "_read_data", connection.read_data_then_stop_idling),
+        (TCPServer, "_read_data", connection.read_data),
         (TCPServer, "protocol_send", writes.bounded_protocol_send),
+        (hypercorn.trio.tcp_server, "TrioSingleTask", idle.IdleTimer),
+        (TaskGroup, "spawn_app", messages.spawn_app),
+        (ASGIWrapper, "__call__", messages.call_app),
+        (HTTPStream, "app_send", framing.app_send),
+        (H11Protocol, "_send_h11_event", framing.send_h11_event),
         (StreamBuffer, "pop", writes.pop),
         (StreamBuffer, "push", writes.bounded_push),
         (StreamBuffer, "drain", writes.bounded_drain),

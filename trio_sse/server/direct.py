@@ -26,25 +26,11 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
 from ..broadcast import Batch, ChannelOutlet, Taken
-from ..record import Record
 from ..topic import Selector
 from ..wire import HEARTBEAT
 from .connection import Connection, current_connection
+from .framing import framing_of
 from .writes import bounded_protocol_send
-
-
-def chunked(data: bytes) -> bytes:
-    """One chunk of an HTTP/1.1 body (RFC 9112 § 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def unframed(data: bytes) -> bytes:
-    """A piece of an HTTP/1.0 body, which ends with the connection."""
-    return data
-
-
-FRAMINGS = {"ChunkedWriter": chunked, "Http10Writer": unframed}
-"""What h11 calls the framings of a body without a stated length."""
 
 
 def find_direct_writer(send: object, wake: Callable[[], None]) -> DirectWriter | None:
@@ -88,8 +74,7 @@ class DirectWriter:
     def park(self) -> None:
         """The task has written everything, and is about to wait."""
         if self.frame is None:
-            body_writer = getattr(self._protocol.connection, "_writer", None)
-            self.frame = FRAMINGS.get(type(body_writer).__name__)
+            self.frame = framing_of(self._protocol.connection)
         self.parked = self.frame is not None
 
     def write_nowait(self, chunk: bytes) -> bool:
@@ -158,10 +143,10 @@ class DirectOutlet(ChannelOutlet):
         writer.parked = False  # what is in the channel comes first
         return super().offer(batch)
 
-    async def receive(self) -> Record:
-        """Wait for the next record that was not written; :attr:`cursor` moves with those that were."""
+    async def wait(self) -> None:
+        """Wait until there may be something to receive; :attr:`cursor` moves with what was written instead."""
         self._writer.park()
         try:
-            return await super().receive()
+            await super().wait()
         finally:
             self._writer.parked = False

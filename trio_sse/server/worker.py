@@ -16,8 +16,9 @@ import hypercorn.trio
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config, Sockets
-from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+from hypercorn.trio.worker_context import WorkerContext
 
+from .connection import let_kernel_find_vanished
 from .limits import limits
 
 BACKLOG = 4096
@@ -36,8 +37,40 @@ _config: trio.lowlevel.RunVar[Config | None] = trio.lowlevel.RunVar("trio_sse_co
 _worker_serve = hypercorn.trio.run.worker_serve
 
 
+class LightEvent:
+    """Hypercorn's event, of which each connection has one and few ever wait for it: until then it is a flag."""
+
+    __slots__ = ("_awaited", "_is_set")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._awaited: trio.Event | None = None
+
+    async def clear(self) -> None:
+        self._is_set = False
+        self._awaited = None
+
+    async def wait(self) -> None:
+        if self._is_set:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._awaited is None:
+            self._awaited = trio.Event()
+        await self._awaited.wait()
+
+    async def set(self) -> None:
+        self._is_set = True
+        if self._awaited is not None:
+            self._awaited.set()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
 class KnownWorkerContext(WorkerContext):
     """Hypercorn's context of a worker, which can be found; when the worker ends, so do writes that wait."""
+
+    event_class = LightEvent
 
     def __init__(self, max_requests: int | None) -> None:
         super().__init__(max_requests)
@@ -45,7 +78,9 @@ class KnownWorkerContext(WorkerContext):
         _worker.set(self)
 
 
-class _Terminated(EventWrapper):
+class _Terminated(LightEvent):
+    __slots__ = ()
+
     async def set(self) -> None:
         limits.begin_drain()
         await super().set()
@@ -67,9 +102,11 @@ async def prepared_worker_serve(
     config.graceful_timeout = limits.drain_s + 0.5
     config.backlog = max(config.backlog, BACKLOG)
     config.keep_alive_max_requests = sys.maxsize
-    if sockets is not None:
-        for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
-            sock.listen(config.backlog)
+    if sockets is None:
+        sockets = config.create_sockets()
+    for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+        let_kernel_find_vanished(sock)
+        sock.listen(config.backlog)
     await _worker_serve(app, config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status)
 
 

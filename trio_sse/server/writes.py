@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 
 import trio
@@ -17,11 +17,15 @@ from .limits import limits
 PIECE = 16 * 1024
 """So many bytes are given to TLS at once, so that progress can be seen."""
 
+YIELD_AFTER = 64
+"""So many writes, of all connections, may need no waiting; then one lets the other tasks have their turn."""
+
 RATE_WINDOW_S = 60
 RATE_BYTES_PER_S = 1024
 """A client that takes less than this, over a minute in which bytes waited for it, is let go."""
 
 _protocol_send = TCPServer.protocol_send
+_writes = itertools.count(1)
 
 
 async def bounded_protocol_send(self: TCPServer, event: Event) -> None:
@@ -34,23 +38,33 @@ async def bounded_protocol_send(self: TCPServer, event: Event) -> None:
     if not isinstance(event, RawData):
         await _protocol_send(self, event)
         return
+    written = _write_at_once(self, event.data)
+    if written == len(event.data):
+        if next(_writes) % YIELD_AFTER == 0:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return
     with trio.CancelScope(shield=True):
         async with self.send_lock:
-            if await _send_in_time(self, event.data):
+            if await _send_in_time(self, memoryview(event.data)[written:]):
                 return
             await trio.aclose_forcefully(self.stream)
     connection_of_this_task().scope.cancel()
 
 
-async def _send_in_time(server: TCPServer, data: bytes) -> bool:
+def _write_at_once(server: TCPServer, data: bytes) -> int:
+    """Write what the kernel takes now: in the usual case all of it, with nothing to wait for."""
+    stream = server.stream
+    if not isinstance(stream, trio.SocketStream) or server.send_lock.locked():
+        return 0
+    try:
+        return os.write(stream.socket.fileno(), data)
+    except OSError:  # nothing was taken, or nothing ever will be: it is for the write that waits to see
+        return 0
+
+
+async def _send_in_time(server: TCPServer, view: memoryview) -> bool:
     """Write everything, as long as the client keeps taking it; whether that worked."""
     allowance = server.__dict__.setdefault("_allowance", Allowance())
-    view = memoryview(data)
-    if isinstance(server.stream, trio.SocketStream):
-        with contextlib.suppress(OSError):  # the usual case, without a deadline because nothing is waited for
-            view = view[os.write(server.stream.socket.fileno(), view) :]
-        if not view:
-            return True
     with trio.CancelScope(shield=True) as scope:
         limits.writing[scope] = None
         try:

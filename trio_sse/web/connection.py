@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from urllib.parse import unquote
 
 import trio
+from quart.utils import encode_headers
 from quart.wrappers import Request as QuartRequest
+from quart.wrappers import Response as QuartResponse
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
+from .. import server
 from ..stream import StreamBody
 from ..wire import CONTENT_TYPE
 from .caller import hide_token
@@ -34,6 +38,9 @@ LINGER_S = 10.0
 
 QUIET_S = 1.0
 """A client that sends nothing for so long has taken its answer, or never will."""
+
+START = "http.response.start"
+BODY = "http.response.body"
 
 Message = dict[str, Any]
 
@@ -49,6 +56,7 @@ class Incoming:
 
     def __init__(self, receive: Callable[[], Awaitable[Message]]) -> None:
         self._receive = receive
+        self._messages = server.messages_behind(receive)
         self.complete = False
         self.left = False
         """Whether the client has left."""
@@ -72,13 +80,25 @@ class Incoming:
                 return body
         return b""
 
+    def read_nowait(self) -> bytes:
+        """More of the body, if it is here already; otherwise nothing."""
+        while self._messages is not None and not self.over.is_set():
+            message = self._messages.receive_nowait()
+            if message is None:
+                break
+            if body := self._note(message):
+                return body
+        return b""
+
     async def wait_left(self) -> None:
         """Wait for the client to leave, and throw away what it still sends."""
         while not self.left:
             await self._take()
 
     async def _take(self) -> bytes:
-        message = await self._receive()
+        return self._note(await self._receive())
+
+    def _note(self, message: Message) -> bytes:
         self.arrived += 1
         if message["type"] == "http.disconnect":
             self.left = True
@@ -98,70 +118,116 @@ class Request(TrioRequest):
 class HTTPConnection(TrioASGIHTTPConnection):
     """One request and its response."""
 
-    async def __call__(self, receive: Any, send: Any) -> None:
+    def __call__(self, receive: Any, send: Any) -> Coroutine[Any, Any, None]:
         self._send = send
-        self._incoming = Incoming(receive)
+        self._incoming: Incoming | None = None  # the body, while there may be more of it
         self._begun = False  # our first message is on its way
         self._ending = False  # our last message is on its way
-        send_carefully: Any = self._send_carefully
         scope: Any = self.scope
         _take_origin_form(scope)
-        request = self._create_request_from_scope(send_carefully)
+        request = self._create_request_from_scope(self._send_carefully)
         scope["path"] = scope["raw_path"].decode("ascii")
         hide_token(scope)
         assert isinstance(request, Request)
         self._streaming = request.method == "POST" and request.mimetype == CONTENT_TYPE
+        if not self._streaming and self._has_whole(request, receive):
+            return self._answer(request)
+        return self._answer_while_reading(request, receive)
+
+    def _has_whole(self, request: Request, receive: Any) -> bool:
+        """Whether all of the request is here, so that no task need wait for more; the server calls when it ends.
+
+        It can where a connection carries one request at a time: to leave is to leave the connection.
+        """
+        messages, connection = server.messages_behind(receive), server.current_connection.get()
+        if messages is None or connection is None or request.http_version not in ("1.0", "1.1"):
+            return False
+        body = messages.take_body()
+        if body is None:
+            return False
+        request.body.append(body)
+        request.body.set_complete()
+        self._scope = connection.scope
+        messages.when_left = self._leave
+        return True
+
+    async def _answer_while_reading(self, request: Request, receive: Any) -> None:
+        self._incoming = Incoming(receive)
         async with trio.open_nursery() as self._nursery:
+            self._scope = self._nursery.cancel_scope
             if self._streaming:
                 request.incoming = self._incoming
             else:
-                self._nursery.start_soon(self.handle_messages, self._nursery, request, receive)
-            await self.handle_request(self._nursery, request, send_carefully)
+                self._nursery.start_soon(self._read, self._incoming, request)
+            answer = self._answer(request)
+            del request
+            await answer
+            self._scope.cancel()
 
-    async def handle_messages(self, nursery: trio.Nursery, request: QuartRequest, receive: Any) -> None:  # type: ignore[override]
+    async def _read(self, incoming: Incoming, request: QuartRequest) -> None:
         """Move the body into Quart's request, then wait for the client to leave."""
         with contextlib.suppress(Disconnected):
-            while chunk := await self._incoming.read():
+            while chunk := await incoming.read():
                 request.body.append(chunk)
             request.body.set_complete()
-        await self._incoming.wait_left()
-        if not self._ending:
-            nursery.cancel_scope.cancel()
+        del request
+        await incoming.wait_left()
+        self._leave()
 
-    async def handle_request(self, nursery: trio.Nursery, request: QuartRequest, send: Any) -> None:  # type: ignore[override]
+    def _leave(self) -> None:
+        """The client has left, or has our last message."""
+        if not self._ending:
+            self._scope.cancel()
+
+    async def _answer(self, request: QuartRequest) -> None:
         """Answer; what breaks an answer off, once it has begun, ends it."""
         try:
-            await super().handle_request(nursery, request, send)
+            response = await self.app.handle_request(request)
+            del request
+            if isinstance(response.response, StreamBody):
+                body, head = response.response, _head_of(response)
+                del response  # a stream may last for days, and needs no more of the request and the response
+                body.send = self._send  # how its bytes would leave if nobody stood in between
+                await self._send_carefully(head)
+                async with body as chunks:
+                    async for chunk in chunks:
+                        await self._send({"type": BODY, "body": chunk, "more_body": True})
+                await self._send_carefully({"type": BODY, "body": b"", "more_body": False})
+                return
+            timeout = getattr(response, "timeout", ...)
+            if timeout is ...:
+                timeout = self.app.config["RESPONSE_TIMEOUT"]
+            with trio.move_on_after(math.inf if timeout is None else timeout):
+                await self._send_response(self._send_carefully, response)
         except Exception:
             if self._ending or not self._begun:
                 raise
             log.exception("an answer broke off, and is ended")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            nursery.cancel_scope.cancel()
+            await self._send_carefully({"type": BODY, "body": b"", "more_body": False})
 
-    async def _send_response(self, send: Any, response: Any) -> None:
-        """Send it; a stream is told how its bytes would leave if nobody stood in between."""
-        if isinstance(response.response, StreamBody):
-            response.response.send = self._send
-        await super()._send_response(send, response)
-
-    async def _send_carefully(self, message: Message) -> None:
+    async def _send_carefully(self, message: Any) -> None:
         self._begun = True
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if message["type"] == BODY and not message.get("more_body", False):
             self._ending = True
-            if self._streaming:  # whom nobody reads from now on: the server would wait for ever to hand it over
-                self._nursery.start_soon(self._incoming.wait_left)
-            await self._throw_body_away()
+            if self._incoming is not None:
+                if self._streaming:  # whom nobody reads from now on: the server would wait for ever to hand it over
+                    self._nursery.start_soon(self._incoming.wait_left)
+                await _throw_away(self._incoming)
         await self._send(message)
 
-    async def _throw_body_away(self) -> None:
-        """Let the rest of the body come, as long as there is some."""
-        arrived = -1
-        with trio.move_on_after(LINGER_S):
-            while arrived != self._incoming.arrived and not self._incoming.over.is_set():
-                arrived = self._incoming.arrived
-                with trio.move_on_after(QUIET_S):
-                    await self._incoming.over.wait()
+
+async def _throw_away(incoming: Incoming) -> None:
+    """Let the rest of a body come, as long as there is some."""
+    arrived = -1
+    with trio.move_on_after(LINGER_S):
+        while arrived != incoming.arrived and not incoming.over.is_set():
+            arrived = incoming.arrived
+            with trio.move_on_after(QUIET_S):
+                await incoming.over.wait()
+
+
+def _head_of(response: QuartResponse) -> Message:
+    return {"type": START, "status": response.status_code, "headers": encode_headers(response.headers)}
 
 
 def _take_origin_form(scope: dict[str, Any]) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ..errors import HubFull
 from ..settings import PREFIX
@@ -33,12 +31,19 @@ class Limits:
         self._by_address: Counter[str] = Counter()
         self._by_subject: Counter[str] = Counter()
 
-    @contextmanager
-    def place(self, address: str, subject: str | None) -> Iterator[None]:
-        """Count one stream for the length of the block.
+    def place(self, address: str, subject: str | None) -> Place:
+        """A stream's place: counted while its block is entered.
 
         Raises:
-          HubFull: there is no room for it; its message says for whom.
+          HubFull: on entering the block, there is no room for it; the message says for whom.
+        """
+        return Place(self, address, subject)
+
+    def take(self, address: str, subject: str | None) -> None:
+        """Count one stream more.
+
+        Raises:
+          HubFull: there is no room for it; the message says for whom.
         """
         full = self._who_is_full(address, subject)
         if full is not None:
@@ -48,13 +53,13 @@ class Limits:
         self._by_address[address] += 1
         if subject is not None:
             self._by_subject[subject] += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-            _decrease(self._by_address, address)
-            if subject is not None:
-                _decrease(self._by_subject, subject)
+
+    def give_back(self, address: str, subject: str | None) -> None:
+        """Count one stream less."""
+        self._open -= 1
+        _decrease(self._by_address, address)
+        if subject is not None:
+            _decrease(self._by_subject, subject)
 
     def _who_is_full(self, address: str, subject: str | None) -> str | None:
         if self._open >= self.total:
@@ -64,6 +69,23 @@ class Limits:
         if subject is not None and self._per_subject is not None and self._by_subject[subject] >= self._per_subject:
             return f"of this subject ({PREFIX}MAX_STREAMS_PER_SUBJECT)"
         return None
+
+
+class Place:
+    """One stream's place among those that are open."""
+
+    __slots__ = ("_address", "_limits", "_subject")
+
+    def __init__(self, limits: Limits, address: str, subject: str | None) -> None:
+        self._limits = limits
+        self._address = address
+        self._subject = subject
+
+    def __enter__(self) -> None:
+        self._limits.take(self._address, self._subject)
+
+    def __exit__(self, *exc: object) -> None:
+        self._limits.give_back(self._address, self._subject)
 
 
 def _what_descriptors_allow() -> int:

@@ -1,0 +1,96 @@
+"""A request's messages, on their way from the server to the application.
+
+Hypercorn's queue is a memory channel. The messages of most requests are one or two, and a stream's client then sends
+nothing until it leaves: here a queue costs a list, and an application need not keep a task that waits for the
+``http.disconnect``, because it can be called instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.task_group import TaskGroup, _handle
+from hypercorn.typing import AppWrapper, Scope
+
+Message = dict[str, Any]
+
+_spawn_app = TaskGroup.spawn_app
+
+
+class Messages:
+    """A queue of messages; as many wait in it as the server's configuration says, and then the client has to."""
+
+    __slots__ = ("_arrived", "_capacity", "_room", "_waiting", "when_left")
+
+    def __init__(self, capacity: int) -> None:
+        self.when_left: Callable[[], None] | None = None
+        """Called once, at the moment when the client has left or the response is over."""
+        self._capacity = capacity
+        self._waiting: list[Message] = []
+        self._arrived: trio.Event | None = None  # for who waits to receive
+        self._room: trio.Event | None = None  # for who waits to put
+
+    async def put(self, message: Message) -> None:
+        """Add a message, when there is room for it; there always is for the last one."""
+        is_last = message["type"].endswith(".disconnect")
+        while len(self._waiting) >= self._capacity and not is_last:
+            if self._room is None:
+                self._room = trio.Event()
+            await self._room.wait()
+        self._waiting.append(message)
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None
+        if is_last and self.when_left is not None:
+            self.when_left()
+
+    async def receive(self) -> Message:
+        """Wait for the next message. If this is cancelled, none is lost."""
+        await trio.lowlevel.checkpoint()
+        while (message := self.receive_nowait()) is None:
+            if self._arrived is None:
+                self._arrived = trio.Event()
+            await self._arrived.wait()
+        return message
+
+    def take_body(self) -> bytes | None:
+        """All of an HTTP request's body, if it is here, and the client too; otherwise nothing is taken."""
+        if not self._waiting or self._waiting[-1].get("more_body", True):
+            return None
+        body = b"".join([message["body"] for message in self._waiting])
+        self._waiting.clear()
+        return body
+
+    def receive_nowait(self) -> Message | None:
+        """The next message, if one waits."""
+        if not self._waiting:
+            return None
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        return self._waiting.pop(0)
+
+
+async def spawn_app(
+    self: TaskGroup, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
+) -> Callable[[Any], Awaitable[None]]:
+    """``TaskGroup.spawn_app`` with our queue; a WSGI application, which needs Hypercorn's threads, keeps theirs."""
+    if not isinstance(app, ASGIWrapper):
+        return await _spawn_app(self, app, config, scope, send)
+    messages = Messages(config.max_app_queue_size)
+    self.spawn(_handle, app, config, scope, messages.receive, send, None, None)
+    return messages.put
+
+
+def call_app(self: ASGIWrapper, scope: Scope, receive: Any, send: Any, *_: Any) -> Awaitable[None]:
+    """``ASGIWrapper.__call__`` without a coroutine of its own, which would live as long as a stream."""
+    return self.app(scope, receive, send)
+
+
+def messages_behind(receive: object) -> Messages | None:
+    """The queue that an application's ``receive`` takes its messages from, if nobody stands in between."""
+    return receive.__self__ if getattr(receive, "__func__", None) is Messages.receive else None  # type: ignore[attr-defined]
