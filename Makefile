@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 BIND := 127.0.0.1:8000
 APT_TESTS := chromium fonts-liberation
+APT_BENCH := nginx libnginx-mod-nchan golang-go
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test prove lint format bench clean
+.PHONY: help serve test prove lint format bench bench-quick clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
 
 serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND=host:port for another)
 	@$(BIN)/trio-sse serve --bind $(BIND)
@@ -30,8 +31,13 @@ format: $(VENV)/installed-dev ## rewrite in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/installed-dev ## fan-out throughput and latency, as a table
-	@$(BIN)/python benchmarks/fanout.py
+bench: $(VENV)/installed-dev ## fan-out on this hub and on its peers, half an hour; results and plot are kept
+	@.ci/packages $(APT_BENCH)
+	@$(BIN)/python benchmarks/fanout.py --json benchmarks/results.json --plot docs/benchmark.svg
+
+bench-quick: $(VENV)/installed-dev ## the same in two minutes: one load and the limit of each
+	@.ci/packages $(APT_BENCH)
+	@$(BIN)/python benchmarks/fanout.py --quick
 
 clean: ## remove what make made
 	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

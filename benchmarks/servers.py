@@ -1,4 +1,4 @@
-"""The servers that are compared, each as the process a user would start, and what they cost (``/proc``)."""
+"""A server that is measured: the process a user would start, pinned to a core, and what it costs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 30
-STOP_S = 15
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class BenchmarkError(Exception):
     """The run could not be made; the message says why, to a person."""
+
+
+def hypercorn(app: str, port: int, folder: Path) -> Sequence[str]:
+    """The command that serves an ASGI application with Hypercorn's Trio worker."""
+    return [sys.executable, "-m", "hypercorn", app, "--worker-class", "trio", "--bind", f"127.0.0.1:{port}"]
+
+
+def nothing() -> str:
+    """What is missing of a server that came with us."""
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +40,74 @@ class Server:
 
     name: str
     app: str
+    """What it serves; for ``command``."""
     subscribe: str
     publish: str
     ready: str
     ours: bool
     env: Mapping[str, str] = field(default_factory=dict)
+    command: Callable[[str, int, Path], Sequence[str]] = hypercorn
+    """What starts it on a port; an empty folder is its working directory."""
+    missing: Callable[[], str] = nothing
+    """Prepares what it needs; why that cannot be, or an empty text."""
+    resumes: bool = False
+    """Whether its events have IDs, and a client that comes back says which it had last."""
+    streams_publishing: bool = False
+    """Whether it is also measured with many events published in one request."""
 
 
-def _hub(journal: str) -> Server:
-    env = {"TRIO_SSE_JOURNAL": journal}
-    name = f"ours, {journal.partition(':')[0]}"
-    return Server(name, "trio_sse.app:app", "/events?topic=bench", "/topics/bench", "/readyz", True, env)
-
-
-MEMORY = _hub("memory:")
-SQLITE = _hub("sqlite:bench.db")
-OBVIOUS = Server("obvious way", "benchmarks.obvious:app", "/events", "/publish", "/", False)
-
-
-@dataclass(frozen=True, slots=True)
 class Running:
     """A server that answers."""
 
-    pid: int
-    port: int
+    def __init__(self, server: Server, core: int, folder: Path) -> None:
+        self.server = server
+        self._core = core
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port: int = sock.getsockname()[1]
+
+    @property
+    def pid(self) -> int:
+        """The process that was started; others may be its children."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, on the same port as before, and return when it answers.
+
+        Raises:
+          BenchmarkError: it did not; the message holds what it wrote.
+        """
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRIO_SSE_")}
+        env = {**inherited, "PYTHONPATH": str(ROOT), **self.server.env}
+        command = self.server.command(self.server.app, self.port, self._folder)
+        log = self._folder / "server.log"
+        with log.open("wb") as output, pinned(self._core):  # the child inherits the core
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, env=env, stdout=output, stderr=output, start_new_session=True
+            )
+        if not self._wait_ready(self._process):
+            raise BenchmarkError(f"{self.server.name} did not start:\n{log.read_text(errors='replace')}")
+
+    def _wait_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and process.poll() is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+                connection.request("GET", self.server.ready)
+                if connection.getresponse().status < 500:
+                    return True
+            time.sleep(0.02)
+        return False
+
+    def kill(self) -> None:
+        """End it and all its processes at once, as a power cut would."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 @contextlib.contextmanager
@@ -65,25 +117,13 @@ def running(server: Server, core: int) -> Iterator[Running]:
     Raises:
       BenchmarkError: it did not answer; the message holds what it wrote.
     """
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    command = [sys.executable, "-m", "hypercorn", server.app, "--worker-class", "trio"]
-    command += ["--bind", f"127.0.0.1:{port}"]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRIO_SSE_")}
-    env = {**inherited, "PYTHONPATH": str(ROOT), **server.env}
-    with tempfile.TemporaryDirectory(prefix="fanout-") as folder:
-        log = Path(folder, "server.log")
-        with log.open("wb") as output, pinned(core):  # the child inherits the core
-            process = subprocess.Popen(
-                command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
-            )
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        process = Running(server, core, Path(folder))
         try:
-            if not _wait_ready(process, port, server.ready):
-                raise BenchmarkError(f"{server.name} did not start:\n{log.read_text(errors='replace')}")
-            yield Running(process.pid, port)
+            process.start()
+            yield process
         finally:
-            _stop(process)
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -95,27 +135,6 @@ def pinned(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int, path: str) -> bool:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
-            connection.request("GET", path)
-            if connection.getresponse().status < 500:
-                return True
-        time.sleep(0.05)
-    return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +149,20 @@ class Usage:
 
 def usage(pid: int) -> Usage:
     """The usage of a process and everything it started that still lives."""
-    cpu_s, rss_bytes = 0.0, 0
+    cpu_ns, rss_bytes = 0, 0
     waiting = [pid]
     while waiting:
-        process = Path(f"/proc/{waiting.pop()}")
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            cpu_s += (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-            rss_bytes += int(fields[21]) * PAGE_BYTES
+        pid = waiting.pop()
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            # The same user and system time as in /proc/PID/stat, which rounds it to a hundredth of a second.
+            cpu_ns += time.clock_gettime_ns(_cpu_clock(pid))
+            rss_bytes += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
             for thread in (process / "task").iterdir():
                 waiting += [int(child) for child in (thread / "children").read_text().split()]
-    return Usage(cpu_s, rss_bytes)
+    return Usage(cpu_ns / 1e9, rss_bytes)
+
+
+def _cpu_clock(pid: int) -> int:
+    """The clock that counts a process's processor time; what the C library's clock_getcpuclockid gives."""
+    return (~pid << 3) | 2
