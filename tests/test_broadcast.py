@@ -302,7 +302,7 @@ async def test_a_batch_is_framed_once() -> None:
         return b"<" + data + b">"
 
     batch = Batch([record(1), record(2)])
-    assert batch.framed(frame) is batch.framed(frame)
+    assert batch.framed[frame] is batch.framed[frame]
     assert made == [batch.records[0].frame + batch.records[1].frame]
 
 

@@ -514,8 +514,8 @@ async def pair() -> AsyncIterator[Pair]:
     woken: list[None] = []
     connection = Connection(stream, None, Config(), trio.CancelScope())  # type: ignore[arg-type]
     writer = DirectWriter(connection, None, lambda: woken.append(None))  # type: ignore[arg-type]
-    writer.frame, writer.parked = chunked, True
     outlet = writer.open_outlet(parse_selectors(["a"]), 10)
+    outlet._frame, outlet.parked = chunked, True
     async with stream, client:
         yield Pair(outlet, writer, stream, client, connection, woken)
 
@@ -541,26 +541,26 @@ async def test_what_was_read_meanwhile_is_not_written_again(pair: Pair) -> None:
 
 async def test_a_task_that_is_busy_gets_records_through_its_channel(pair: Pair) -> None:
     """Nobody writes for a task that is not parked."""
-    pair.writer.parked = False
+    pair.outlet.parked = False
     assert pair.outlet.offer(Batch([record(1)])) == "waiting"
     assert await pair.received() == b""
 
 
 async def test_a_full_socket_leaves_the_records_to_the_task(pair: Pair) -> None:
     """If the kernel takes nothing, nothing has moved."""
-    while pair.writer.write_nowait(b"x"):
+    while pair.outlet._write(b"x"):
         pass
     cursor = pair.outlet.cursor
     assert pair.outlet.offer(Batch([record(1)])) == "waiting"
     assert pair.outlet.cursor == cursor
-    assert not pair.writer.parked
+    assert not pair.outlet.parked
     assert not pair.woken
 
 
 async def test_a_chunk_in_part_is_committed_and_wakes_the_task(pair: Pair) -> None:
     """The cursor has moved, and what comes next waits behind the remainder."""
     assert pair.outlet.offer(Batch([record(1, "x" * 10_000_000)])) == "written"
-    assert (pair.outlet.cursor, pair.woken, pair.writer.parked) == (EventID(1, 1), [None], False)
+    assert (pair.outlet.cursor, pair.woken, pair.outlet.parked) == (EventID(1, 1), [None], False)
     assert pair.outlet.offer(Batch([record(2)])) == "waiting"
     assert not pair.connection.scope.cancel_called
     pair.writer.close()
@@ -588,7 +588,7 @@ async def test_a_broken_connection_is_ended(pair: Pair) -> None:
     await pair.client.aclose()
     pair.outlet.offer(Batch([record(1)]))
     assert pair.connection.scope.cancel_called
-    assert not pair.writer.parked
+    assert not pair.outlet.parked
 
 
 async def test_a_send_of_something_else_is_not_direct() -> None:

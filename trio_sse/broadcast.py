@@ -41,22 +41,30 @@ Taken = Literal["written", "waiting", "refused"]
 """How an outlet took a batch: the client's socket has it; it waits in the channel; the channel was full."""
 
 
+Framing = Callable[[bytes], bytes]
+"""Makes bytes ready for the wire."""
+
+
 class Batch:
     """Some records, oldest first, at least one; the same object for all the outlets that get just these."""
 
-    __slots__ = ("_framed", "first", "last", "records")
+    __slots__ = ("first", "framed", "last", "records")
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records: Final = records
         self.first: Final = records[0].id
         self.last: Final = records[-1].id
-        self._framed: dict[Callable[[bytes], bytes], bytes] = {}
+        self.framed: Final = _Framed(records)
+        """The records' bytes, by the function that frames them: called once for all who name the same."""
 
-    def framed(self, frame: Callable[[bytes], bytes]) -> bytes:
-        """The records' bytes as a function frames them for the wire: called once for all who name the same."""
-        chunk = self._framed.get(frame)
-        if chunk is None:
-            chunk = self._framed[frame] = frame(b"".join([record.frame for record in self.records]))
+
+class _Framed(dict[Framing, bytes]):
+    def __init__(self, records: Sequence[Record]) -> None:
+        super().__init__()
+        self._records = records
+
+    def __missing__(self, frame: Framing) -> bytes:
+        chunk = self[frame] = frame(b"".join([record.frame for record in self._records]))
         return chunk
 
 
@@ -82,6 +90,8 @@ class Outlet(Protocol):
 
 class ChannelOutlet:
     """A memory channel with bounded records and bounded bytes. It carries records, never bytes of them."""
+
+    __slots__ = ("__weakref__", "_clones", "_sleeper", "_waiting_bytes", "cursor", "reason", "receive_channel")
 
     def __init__(self, selectors: Sequence[Selector], buffer_events: int) -> None:
         send, self.receive_channel = trio.open_memory_channel[Record](buffer_events)
@@ -244,14 +254,19 @@ class Broadcaster:
         served = 0
         try:
             for batch, outlets in self._shares(records):
+                count = len(batch.records)
                 for outlet in outlets:
                     if served % SLICE == 0:
                         await trio.lowlevel.checkpoint()
                     served += 1
-                    if outlet in changed:
+                    if changed and outlet in changed:
                         self._offer_rest(outlet, batch)
-                    else:
-                        self._offer(outlet, batch)
+                        continue
+                    taken = outlet.offer(batch)
+                    if taken == "written":
+                        self.written += count
+                    elif taken == "refused":
+                        self._lag(outlet)
             await trio.lowlevel.checkpoint()
         finally:
             self._changed = None
@@ -276,19 +291,18 @@ class Broadcaster:
             for places, outlets in groups.items()
         ]
 
-    def _offer(self, outlet: Outlet, batch: Batch) -> None:
-        taken = outlet.offer(batch)
-        if taken == "written":
-            self.written += len(batch.records)
-        elif taken == "refused":
-            self.lagging += 1
-            self.detach(outlet, "lagging")
-
     def _offer_rest(self, outlet: Outlet, batch: Batch) -> None:
         """Offer those records that the selectors which the outlet still has match."""
         rest = [record for record in batch.records if matching(outlet.selectors, record.topic)]
-        if rest:
-            self._offer(outlet, Batch(rest))
+        taken = outlet.offer(Batch(rest)) if rest else None
+        if taken == "written":
+            self.written += len(rest)
+        elif taken == "refused":
+            self._lag(outlet)
+
+    def _lag(self, outlet: Outlet) -> None:
+        self.lagging += 1
+        self.detach(outlet, "lagging")
 
     def audience(self, topic: str) -> list[Outlet]:
         """The outlets that a record of this topic goes to, each once."""

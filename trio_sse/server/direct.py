@@ -11,12 +11,13 @@ task, woken for it, writes. If the kernel takes nothing, the records go through 
 ordinary way, with its deadlines; so this is a short cut and nothing else depends on it.
 
 Traps: a wrapped ``send`` (a middleware's, say) means that somebody wants to see the bytes. A closed socket's number
-may belong to another connection by now, so it is asked for each time: a closed one's is -1.
+may belong to another connection by now, so it is the socket that is written to, never a number that was kept.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,11 +26,11 @@ from hypercorn.events import RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from ..broadcast import Batch, ChannelOutlet, Taken
+from ..broadcast import Batch, ChannelOutlet, Framing, Taken
 from ..topic import Selector
 from ..wire import HEARTBEAT
 from .connection import Connection, current_connection
-from .framing import framing_of
+from .framing import framing_of, unframed
 from .writes import bounded_protocol_send
 
 
@@ -58,47 +59,34 @@ def _owner(method: Any, function: object) -> Any:
 class DirectWriter:
     """One stream's way to its socket."""
 
-    __slots__ = ("_connection", "_fileno", "_protocol", "_remainder", "_wake", "frame", "parked")
+    __slots__ = ("_connection", "_outlet", "_protocol", "_remainder", "_wake", "send")
 
     def __init__(self, connection: Connection, protocol: H11Protocol, wake: Callable[[], None]) -> None:
-        self.parked = False
-        """Whether the task has written everything and waits, so that others may write."""
-        self.frame: Callable[[bytes], bytes] | None = None
-        """How bytes are framed on this connection; unknown before its headers were sent."""
+        self.send: Callable[[bytes], int] = _send_of(connection.stream.socket)
+        """Gives bytes to the kernel, which may take some of them."""
         self._connection = connection
-        self._fileno = connection.stream.socket.fileno
+        self._outlet: DirectOutlet | None = None
         self._protocol = protocol
         self._remainder: memoryview | None = None
         self._wake = wake
 
-    def park(self) -> None:
-        """The task has written everything, and is about to wait."""
-        if self.frame is None:
-            self.frame = framing_of(self._protocol.connection)
-        self.parked = self.frame is not None
+    def open_outlet(self, selectors: Sequence[Selector], buffer_events: int) -> DirectOutlet:
+        """An outlet whose records are written in this way."""
+        self._outlet = DirectOutlet(selectors, buffer_events, self)
+        return self._outlet
 
-    def write_nowait(self, chunk: bytes) -> bool:
-        """Write a framed chunk for the parked task; false when the kernel took none of it.
-
-        What it took is committed. A connection that is broken is ended, because nobody else may notice.
-        """
-        try:
-            written = os.write(self._fileno(), chunk)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.parked = False
-            self._connection.scope.cancel()
-            return True
-        if written < len(chunk):
-            self.parked = False
-            self._remainder = memoryview(chunk)[written:]
-            self._wake()
-        return True
+    def framing(self) -> Framing | None:
+        """How the body is framed on this connection; none while it is sending none."""
+        return framing_of(self._protocol.connection)
 
     def beat(self) -> bool:
         """Write a heartbeat for the parked task; false when it is not parked, or the kernel took nothing."""
-        return self.parked and self.frame is not None and self.write_nowait(self.frame(HEARTBEAT))
+        return self._outlet is not None and self._outlet.beat()
+
+    def keep(self, remainder: memoryview) -> None:
+        """The kernel took the rest of a chunk, but not this: wake the task to write it before anything else."""
+        self._remainder = remainder
+        self._wake()
 
     async def flush(self) -> bool:
         """Write the remainder, in the time that a write may take; whether there was one.
@@ -111,42 +99,77 @@ class DirectWriter:
         self._remainder = None
         return True
 
-    def open_outlet(self, selectors: Sequence[Selector], buffer_events: int) -> DirectOutlet:
-        """An outlet whose records are written in this way."""
-        return DirectOutlet(selectors, buffer_events, self)
+    def abort(self) -> None:
+        """End the connection."""
+        self._connection.scope.cancel()
 
     def close(self) -> None:
         """The stream has ended. If half a chunk was written nothing may follow, so the connection ends too."""
-        self.parked = False
         if self._remainder is not None:
-            self._connection.scope.cancel()
+            self.abort()
+
+
+def _send_of(sock: trio.socket.SocketType) -> Callable[[bytes], int]:
+    """A socket's ``send``, without Trio round it, which would wait: of a closed one it is an error, and no other's."""
+    inner = getattr(sock, "_sock", None)
+    if isinstance(inner, socket.socket):
+        return inner.send
+    return lambda data: os.write(sock.fileno(), data)
 
 
 class DirectOutlet(ChannelOutlet):
-    """An outlet that writes to the socket while the subscriber's task is parked, and else is a channel."""
+    """An outlet that writes to the socket while the subscriber's task is parked, and else is a channel.
+
+    All that a write needs is here and not behind the writer, because with thousands of clients each object
+    that is touched is one that the processor has to fetch.
+    """
+
+    __slots__ = ("_frame", "_send", "_writer", "parked")
 
     def __init__(self, selectors: Sequence[Selector], buffer_events: int, writer: DirectWriter) -> None:
         super().__init__(selectors, buffer_events)
+        self.parked = False
+        """Whether the task has written everything and waits, so that others may write."""
+        self._frame: Framing = unframed
+        self._send = writer.send
         self._writer = writer
 
     def offer(self, batch: Batch) -> Taken:
-        writer = self._writer
         # What is not wholly above the cursor was read from the journal meanwhile: the task compares one by one.
-        if (
-            writer.parked
-            and batch.first > self.cursor
-            and writer.frame is not None
-            and writer.write_nowait(batch.framed(writer.frame))
-        ):
+        if self.parked and batch.first > self.cursor and self._write(batch.framed[self._frame]):
             self.cursor = batch.last
             return "written"
-        writer.parked = False  # what is in the channel comes first
+        self.parked = False  # what is in the channel comes first
         return super().offer(batch)
 
     async def wait(self) -> None:
         """Wait until there may be something to receive; :attr:`cursor` moves with what was written instead."""
-        self._writer.park()
+        frame = self._writer.framing()
+        if frame is not None:
+            self._frame, self.parked = frame, True
         try:
             await super().wait()
         finally:
-            self._writer.parked = False
+            self.parked = False
+
+    def beat(self) -> bool:
+        """Write a heartbeat for the parked task; false when it is not parked, or the kernel took nothing."""
+        return self.parked and self._write(self._frame(HEARTBEAT))
+
+    def _write(self, chunk: bytes) -> bool:
+        """Write a framed chunk; false when the kernel took none of it.
+
+        What it took is committed. A connection that is broken is ended, because nobody else may notice.
+        """
+        try:
+            written = self._send(chunk)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.parked = False
+            self._writer.abort()
+            return True
+        if written != len(chunk):
+            self.parked = False
+            self._writer.keep(memoryview(chunk)[written:])
+        return True

@@ -6,7 +6,6 @@ for what follows it, as ASGI says it should, and nothing is not written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -14,6 +13,8 @@ from hypercorn.events import RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import H11SendableEvent
+
+from ..broadcast import Framing
 
 _app_send = HTTPStream.app_send
 
@@ -28,11 +29,11 @@ def unframed(data: bytes) -> bytes:
     return data
 
 
-FRAMINGS: dict[str, Callable[[bytes], bytes]] = {"ChunkedWriter": chunked, "Http10Writer": unframed}
+FRAMINGS: dict[str, Framing] = {"ChunkedWriter": chunked, "Http10Writer": unframed}
 """By what h11 calls them."""
 
 
-def framing_of(connection: object) -> Callable[[bytes], bytes] | None:
+def framing_of(connection: object) -> Framing | None:
     """How a connection frames the body it is sending; none when it sends none, or one of a stated length.
 
     A piece of such a body changes nothing in h11, so it may be written without it.
