@@ -548,7 +548,7 @@ async def test_a_task_that_is_busy_gets_records_through_its_channel(pair: Pair) 
 
 async def test_a_full_socket_leaves_the_records_to_the_task(pair: Pair) -> None:
     """If the kernel takes nothing, nothing has moved."""
-    while pair.outlet._write(b"x"):
+    while pair.outlet.beat():
         pass
     cursor = pair.outlet.cursor
     assert pair.outlet.offer(Batch([record(1)])) == "waiting"

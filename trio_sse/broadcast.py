@@ -251,25 +251,26 @@ class Broadcaster:
         meanwhile finds the records in the journal; who leaves is skipped.
         """
         changed = self._changed = set[Outlet]()
-        served = 0
+        written = 0
+        room = 0  # for so many outlets before the next checkpoint
         try:
             for batch, outlets in self._shares(records):
                 count = len(batch.records)
                 for outlet in outlets:
-                    if served % SLICE == 0:
+                    if not room:
+                        room = SLICE
                         await trio.lowlevel.checkpoint()
-                    served += 1
+                    room -= 1
                     if changed and outlet in changed:
                         self._offer_rest(outlet, batch)
-                        continue
-                    taken = outlet.offer(batch)
-                    if taken == "written":
-                        self.written += count
+                    elif (taken := outlet.offer(batch)) == "written":
+                        written += count
                     elif taken == "refused":
                         self._lag(outlet)
             await trio.lowlevel.checkpoint()
         finally:
             self._changed = None
+            self.written += written
         self.last_write.look()
 
     def _shares(self, records: Sequence[Record]) -> Iterable[tuple[Batch, Sequence[Outlet]]]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,9 +137,17 @@ class DirectOutlet(ChannelOutlet):
 
     def offer(self, batch: Batch) -> Taken:
         # What is not wholly above the cursor was read from the journal meanwhile: the task compares one by one.
-        if self.parked and batch.first > self.cursor and self._write(batch.framed[self._frame]):
-            self.cursor = batch.last
-            return "written"
+        if self.parked and batch.first > self.cursor:
+            chunk = batch.framed[self._frame]
+            try:
+                written = self._send(chunk)
+            except OSError as error:
+                written = self._failed(error)
+            if written:
+                self.cursor = batch.last
+                if written != len(chunk):
+                    self._keep(chunk, written)
+                return "written"
         self.parked = False  # what is in the channel comes first
         return super().offer(batch)
 
@@ -154,22 +163,27 @@ class DirectOutlet(ChannelOutlet):
 
     def beat(self) -> bool:
         """Write a heartbeat for the parked task; false when it is not parked, or the kernel took nothing."""
-        return self.parked and self._write(self._frame(HEARTBEAT))
-
-    def _write(self, chunk: bytes) -> bool:
-        """Write a framed chunk; false when the kernel took none of it.
-
-        What it took is committed. A connection that is broken is ended, because nobody else may notice.
-        """
+        if not self.parked:
+            return False
+        chunk = self._frame(HEARTBEAT)
         try:
             written = self._send(chunk)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.parked = False
-            self._writer.abort()
-            return True
-        if written != len(chunk):
-            self.parked = False
+        except OSError as error:
+            written = self._failed(error)
+        if 0 < written != len(chunk):
+            self._keep(chunk, written)
+        return written > 0
+
+    def _failed(self, error: OSError) -> int:
+        """How much is as good as written: nothing if the kernel is full, all of it where nobody will read it."""
+        if isinstance(error, BlockingIOError):
+            return 0
+        self.parked = False
+        self._writer.abort()  # because nobody else may notice
+        return sys.maxsize
+
+    def _keep(self, chunk: bytes, written: int) -> None:
+        """A part was taken, which is a promise: the task is woken to write the rest."""
+        self.parked = False
+        if written < len(chunk):
             self._writer.keep(memoryview(chunk)[written:])
-        return True
