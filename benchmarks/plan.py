@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
 from benchmarks import growth
+from benchmarks.contenders import DIRECT, GO, NCHAN, SQLITE
 from benchmarks.measure import Bench
 from benchmarks.results import POSTED, STREAMED, Results
 from benchmarks.servers import ROOT, BenchmarkError, Server
@@ -22,6 +23,9 @@ FIRST_RATE = 400_000
 """The search for a server's limit begins with so many deliveries a second."""
 
 PUBLISHING_S = 75
+
+JUDGED_LOAD = (1000, 100.0)
+MORE_ROUNDS = 6
 
 # What a step takes beyond its loads, roughly; it is only for the bar.
 START_S = 1.5
@@ -69,6 +73,13 @@ def round_of(
                     results.peaks.append(bench.peak(server, clients, FIRST_RATE / clients, way))
 
                 yield Step(f"{server.name}, {clients:,}, the most", _seconds(bench, clients, TRIALS), seek)
+
+
+def more_rounds(bench: Bench, results: Results, servers: Sequence[Server], rounds: int) -> Iterator[Step]:
+    """The load that most is judged by, again, for those that are judged: alike so closely, they need more rounds."""
+    judged = [server for server in servers if server in (DIRECT, SQLITE, NCHAN, GO)]
+    for number in range(rounds, rounds + MORE_ROUNDS):
+        yield from round_of(replace(bench, round=number), results, judged, loads=[JUDGED_LOAD], saturate=[])
 
 
 def restarts(bench: Bench, results: Results, servers: Sequence[Server], sizes: Sequence[int]) -> Iterator[Step]:

@@ -107,3 +107,13 @@ def test_every_file_it_names_exists() -> None:
 def test_the_board_is_served(server: Server) -> None:
     """The page is there."""
     assert "<html" in httpx.get(server.url).text
+
+
+def test_the_load_test_works(server: Server) -> None:
+    """The README's own command, made smaller, delivers everything and says so."""
+    (line,) = re.findall(r"^trio-sse (load .*)$", README, re.MULTILINE)
+    line = line.replace("http://localhost:8000", server.url)
+    command = [sys.executable, "-m", "trio_sse", *shlex.split(line), "--clients", "20", "--duration", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"lost +0", done.stdout), done.stdout

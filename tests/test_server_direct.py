@@ -311,10 +311,14 @@ async def test_a_client_that_stalls_gets_the_rest_when_it_reads_again(start: Sta
             await healthy.take(number + 1)
         assert serving.hub.statistics().lagging > 0
         assert [data[:3] for data in await stalled.take(100)] == [f"{number:03}" for number in range(100)]
-        before = serving.written
-        await serving.hub.publish("a", "parked again")
-        await stalled.take(101)
-        assert serving.written - before == (2 if serving.direct else 0)
+        written = 0
+        for count in range(101, 200):  # its task parks some time after the last byte has arrived
+            before = serving.written
+            await serving.hub.publish("a", "parked again")
+            await stalled.take(count)
+            await healthy.take(count)
+            written = max(written, serving.written - before)
+        assert written == (2 if serving.direct else 0)
 
 
 async def test_a_client_that_never_reads_is_let_go(start: Start) -> None:

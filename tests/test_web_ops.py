@@ -71,6 +71,7 @@ def test_the_metrics_are_what_prometheus_reads(server: Server) -> None:
         "streams": "gauge",
         "published": "counter",
         "delivered": "counter",
+        "written": "counter",
         "lagging": "counter",
         "gaps": "counter",
         "refused": "counter",

@@ -40,12 +40,17 @@ MAX_SELECTORS = 100
 
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
-    """A hub at one moment; the last four count since it was opened."""
+    """A hub at one moment. From ``published`` to ``gaps`` it counts since it was opened.
+
+    ``delivered`` are the events handed to subscribers, each once for each of them; of these, ``written`` went straight
+    to a socket.
+    """
 
     streams: int
     subscribers: int
     published: int
     delivered: int
+    written: int
     lagging: int
     gaps: int
     journal: JournalStatistics
@@ -184,6 +189,7 @@ class Hub:
             subscribers=outlets,
             published=self._published,
             delivered=self._desk.delivered + self.broadcaster.written,
+            written=self.broadcaster.written,
             lagging=self.broadcaster.lagging,
             gaps=self._desk.gaps,
             journal=self.journal.statistics(),

@@ -92,12 +92,12 @@ class DirectWriter:
     async def flush(self) -> bool:
         """Write the remainder, in the time that a write may take; whether there was one.
 
-        If it cannot be written, the connection is ended; if this is cancelled, likewise.
+        It is written whole, also if this is cancelled meanwhile, or the connection is ended.
         """
-        if self._remainder is None:
+        remainder, self._remainder = self._remainder, None
+        if remainder is None:
             return False
-        await self._protocol.send(RawData(self._remainder))  # type: ignore[arg-type]
-        self._remainder = None
+        await self._protocol.send(RawData(remainder))  # type: ignore[arg-type]
         return True
 
     def abort(self) -> None:

@@ -72,6 +72,7 @@ class Metrics(Collector):
         yield CounterMetricFamily("trio_sse_refused", "Streams sent away for want of room.", self._app.limits.refused)
         yield CounterMetricFamily("trio_sse_published", "Events published.", now.published)
         yield CounterMetricFamily("trio_sse_delivered", "Events handed to subscribers.", now.delivered)
+        yield CounterMetricFamily("trio_sse_written", "Those of them written straight to a socket.", now.written)
         yield CounterMetricFamily("trio_sse_lagging", "Times a subscriber's channel ran full.", now.lagging)
         yield CounterMetricFamily("trio_sse_gaps", "Gaps told to subscribers.", now.gaps)
         yield GaugeMetricFamily("trio_sse_journal_events", "Events kept.", now.journal.events)
