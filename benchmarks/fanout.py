@@ -193,7 +193,7 @@ def main(
             turn = replace(bench, round=number)
             steps += plan.round_of(turn, results, servers, loads=loads, saturate=saturate)
             steps += plan.growing(turn, results) if grows else []
-        if rounds > 1 and plan.JUDGED_LOAD in loads:
+        if len(loads) > 1 and plan.JUDGED_LOAD in loads:
             steps += plan.more_rounds(bench, results, servers, rounds)
         steps += plan.restarts(bench, results, servers, restart)
         steps += [plan.publishing(results)] if publishing else []

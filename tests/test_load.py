@@ -129,6 +129,22 @@ def test_what_the_server_owned_up_to_is_lost_and_told() -> None:
     assert (ledger.lost(), ledger.told) == (2, 2)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_the_server_owned_up_to_may_be_missing_everywhere(first: int) -> None:
+    """Also of events that came to no reader at all it is known that the server said so; what is silent is not told."""
+    ledger, reader = Ledger(), Reader()
+    ledger.join(reader)
+    for number in range(7):
+        ledger.expect(number, 0)
+        ledger.answered(number, accepted=True)
+    if first:
+        ledger.take(reader, 0)
+    reader.told = True
+    for number in (3, 4, 6):
+        ledger.take(reader, number)
+    assert (ledger.lost(), ledger.told) == (4 - first, 3 - first)
+
+
 @given(
     st.permutations(range(5)),
     st.lists(st.lists(st.integers(0, 4), max_size=8), min_size=1, max_size=4),

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trio_sse.cli import main
-from trio_sse.load import Engine
+from trio_sse.load import Engine, LoadError
 from trio_sse.load.target import Link, Target
 
 from .faulty import END, PLAIN, Deliver, Faulty, chunk
@@ -212,9 +212,13 @@ def test_slow_clients_catch_up() -> None:
             "HTTP/1.1 401 Unauthorized\r\nContent-Length: 25\r\n\r\n" + '{"detail": "who? s3cr3t"}',
             "401 Unauthorized: who? ***",
         ),
-        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "404 Not Found"),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "no stream at /stream: 404 Not Found"),
         ("HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n", "to /there: give that URL"),
         ("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n", "of type text/html"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n",
+            "encoded as gzip",
+        ),
         ("SSH-2.0 200 \r\n\r\n", "no HTTP server"),
     ],
 )
@@ -265,6 +269,7 @@ def test_a_server_that_is_not_there() -> None:
         (["http://127.0.0.1:1/", "--topic=*"], "wildcards"),
         (["http://127.0.0.1:1/", "--header=secret"], "header 1"),
         (["http://127.0.0.1:1/", "--rate=0"], "rate of 0"),
+        (["http://127.0.0.1:1/", "--json=/dev/null/no"], "cannot be written: Not a directory"),
         (["http://127.0.0.1:1/", "--churn=often"], "20/s"),
         (["http://127.0.0.1:1/", "--slow=50/s"], "1% or 50"),
         (["http://127.0.0.1:1/", "--clients=100000000"], "clients need"),
@@ -278,6 +283,29 @@ def test_wrong_options_are_explained(arguments: list[str], said: str) -> None:
     assert said in result.stderr
     assert "secret" not in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_stopped_before_it_began_there_was_no_test() -> None:
+    """Ctrl-C while streams are opened: no figures of nothing, and no word on who was the bottleneck."""
+    with Faulty().running() as server, engine_of(server) as engine:
+        engine.stop()
+        with pytest.raises(LoadError, match="stopped"):
+            engine.open_streams(3, lambda _: None)
+
+
+def test_what_is_no_event_of_the_run_is_no_delivery() -> None:
+    """What others publish is told of, and is not in the rate."""
+    opening = b"retry: 50\ndata: of somebody else\n\n"
+    with Faulty(accept="HTTP/1.1 503 Service Unavailable\r\n\r\n", opening=opening).running() as server:
+        told = load(server, status=1)
+    assert (told["others"], told["delivered"], told["deliveries_per_s"]) == (3, 0, 0)
+
+
+def test_where_nothing_came_the_latency_is_not_known() -> None:
+    """A number is said only where there is one."""
+    with Faulty(accept="HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").running() as server:
+        result = invoke(server.url, "--publish", server.url, "--clients=1", "--duration=0.1")
+    assert "nan" not in result.stdout
 
 
 # -- listening ------------------------------------------------------------------------------------------------

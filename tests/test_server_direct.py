@@ -569,6 +569,7 @@ async def test_a_chunk_in_part_is_committed_and_wakes_the_task(pair: Pair) -> No
     assert not pair.connection.scope.cancel_called
     pair.writer.close()
     assert pair.connection.scope.cancel_called
+    assert pair.stream.socket.fileno() == -1
 
 
 async def test_a_closed_descriptor_is_never_written_to_by_mistake(pair: Pair) -> None:

@@ -179,6 +179,20 @@ async def test_an_event_received_at_the_moment_of_the_end_is_still_sent() -> Non
     assert [event.data for event in decode(chunks[0])] == ["last", '{"reason": "shutdown"}']
 
 
+async def test_an_event_read_while_another_was_written_is_still_sent() -> None:
+    """The end comes in the middle of a write: what was taken from the source meanwhile goes out before the goodbye."""
+    send, receive = trio.open_memory_channel[Event](2)
+    async with body_of(receive) as body:
+        await next_chunk(body)
+        send.send_nowait(Event("first"))
+        await next_chunk(body)
+        send.send_nowait(Event("last"))
+        await trio.testing.wait_all_tasks_blocked()
+        body.end("shutdown")
+        chunk = await next_chunk(body)
+    assert [event.data for event in decode(chunk)] == ["last", '{"reason": "shutdown"}']
+
+
 # -- a hub's subscription ---------------------------------------------------------------------------------------
 
 

@@ -410,3 +410,13 @@ async def test_an_event_between_locating_and_entering_is_not_missed(autojump_clo
         async with subscription:
             assert await subscription.locate() == position
             assert data_of(await take(subscription, 1)) == ["between"]
+
+
+async def test_a_second_task_that_receives_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    """One task receives; another that tries would take its place, so it is refused."""
+    async with running(MemoryJournal(Retention())) as hub, hub.subscribe("a") as events, trio.open_nursery() as nursery:
+        nursery.start_soon(events.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await events.receive()
+        nursery.cancel_scope.cancel()

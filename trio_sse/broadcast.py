@@ -137,9 +137,14 @@ class ChannelOutlet:
     async def wait(self) -> None:
         """Wait until there may be something to receive, or somebody calls :meth:`wake`.
 
-        One task waits. Nothing is received here, so to cancel it loses nothing, and to end it early needs no cancel
-        scope, which would cost more than the wait.
+        Nothing is received here, so to cancel it loses nothing, and to end it early needs no cancel scope, which would
+        cost more than the wait.
+
+        Raises:
+          trio.BusyResourceError: another task waits here; one may.
         """
+        if self._sleeper is not None:
+            raise trio.BusyResourceError("another task receives from this subscription")
         self._sleeper = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._forget_sleeper)
 

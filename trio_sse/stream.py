@@ -73,7 +73,7 @@ class Source(Protocol):
         """All frames so far were sent."""
 
     def kept(self) -> bytes:
-        """A frame that was taken from where it came from, cannot be had again, and was not yet received."""
+        """What was taken from where it came from, cannot be had again, and was not yet received."""
 
 
 class Framed(Protocol):
@@ -363,7 +363,11 @@ class _Foreign:
         pass
 
     def kept(self) -> bytes:
-        return b"" if self._ahead is None else self._ahead.frame
+        frames: list[bytes] = []
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                frames.append(self.receive_nowait().frame)
+        return b"".join(frames)
 
     async def _read(self) -> None:
         try:

@@ -13,7 +13,7 @@ to get.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -65,7 +65,7 @@ class Arrival(Enum):
 class Reader:
     """How far one client has come in its topic."""
 
-    __slots__ = ("missing", "place", "told")
+    __slots__ = ("holes", "missing", "place", "told")
 
     def __init__(self) -> None:
         self.place = -1
@@ -74,6 +74,8 @@ class Reader:
         """What it was not given while it was given later ones."""
         self.told = False
         """The server has just said that something is missing here."""
+        self.holes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        """Between which ranks the server said so."""
 
 
 def _rank(key: Hashable) -> tuple[int, ...]:
@@ -82,6 +84,13 @@ def _rank(key: Hashable) -> tuple[int, ...]:
         return (key,)
     found = _NUMBERED.fullmatch(str(key))
     return (int(found[1]), int(found[2] or 0)) if found else ()
+
+
+def _told(reader: Reader, lost: Set[Hashable]) -> int:
+    """How many of the events that a reader has lost the server owned up to."""
+    if not reader.holes:
+        return 0
+    return sum(any(first <= rank <= last for first, last in reader.holes) for rank in map(_rank, lost))
 
 
 class Ledger:
@@ -95,8 +104,6 @@ class Ledger:
     def __init__(self, base: int = 0, *, overheard: bool = False) -> None:
         self.readers: list[Reader] = []
         self.delivered = self.twice = self.disordered = 0
-        self.told = 0
-        """Of the events that were lost, those that the server owned up to."""
         self.mended = 0
         """How often places have changed since the beginning."""
         self._overheard = overheard
@@ -107,7 +114,7 @@ class Ledger:
         self._newest: dict[int | None, int] = {}  # the highest number that was seen of a lane
         self._waiting: set[Hashable] = set()  # for the server's answer
         self._refused: set[Hashable] = set()
-        self._settled = 0  # lost, and forgotten since
+        self._settled = self._settled_told = 0  # lost, and forgotten since
         self.shared = 0
         """Events that came to a second reader."""
 
@@ -152,13 +159,14 @@ class Ledger:
         told, reader.told = reader.told, False
         if reader.place < 0:
             reader.place = place
+        if told and place >= reader.place:
+            self._own_up(reader, place)
         if place == reader.place:
             reader.place = place + 1
             self.delivered += 1
             return Arrival.NEXT
         if place > reader.place:
             skipped = self._order[reader.place - self._base : place - self._base]
-            self.told += told * len(skipped)
             reader.missing.update(skipped)
             reader.place = place + 1
             self.delivered += 1
@@ -170,6 +178,12 @@ class Ledger:
             return Arrival.LATE
         self.twice += 1
         return Arrival.AGAIN
+
+    def _own_up(self, reader: Reader, place: int) -> None:
+        """The server said that something is missing between what a reader had last and the event of this place."""
+        first = reader.place - 1 - self._base
+        ranks = [_rank(key) for key in self._order[max(0, first) : place + 1 - self._base]]
+        reader.holes.append((min(ranks) if first >= 0 else (), max(ranks)))
 
     def _put(self, reader: Reader, key: Hashable) -> int:
         """Give a new event its place: behind all that the reader had, and where its publisher's order allows it.
@@ -227,6 +241,14 @@ class Ledger:
         """Whether a reader that has begun has yet to reach a place."""
         return any(0 <= reader.place < place for reader in self.readers)
 
+    @property
+    def told(self) -> int:
+        """Of the events that are lost, those that the server owned up to."""
+        excused = self._refused | self._waiting
+        unseen = self._lanes.keys() - self._places.keys() if any(reader.holes for reader in self.readers) else set()
+        told = sum(_told(reader, (reader.missing | unseen) - excused) for reader in self.readers)
+        return self._settled_told + told
+
     def _unseen(self) -> int:
         """Events that were accepted and came to no reader at all."""
         awaited = len(self._lanes) - len(self._order)
@@ -243,7 +265,9 @@ class Ledger:
         gone = set(self._order[:count])
         for reader in self.readers:
             if reader.missing:
-                self._settled += len((reader.missing & gone) - self._refused)
+                lost = (reader.missing & gone) - self._refused
+                self._settled += len(lost)
+                self._settled_told += _told(reader, lost)
                 reader.missing -= gone
         for key in gone:
             del self._places[key], self._lanes[key]

@@ -77,15 +77,22 @@ def _closed(_: int) -> bytes:
 
 def is_stream(head: Head) -> bool:
     """Whether this is the beginning of an event stream."""
-    return head.status == 200 and _type(head).partition(";")[0].strip().lower() == CONTENT_TYPE
+    is_right = head.status == 200 and _encoding(head) == "identity"
+    return is_right and _type(head).partition(";")[0].strip().lower() == CONTENT_TYPE
 
 
 def _type(head: Head) -> str:
     return head.headers.get("content-type", "none")
 
 
+def _encoding(head: Head) -> str:
+    return head.headers.get("content-encoding", "identity").lower()
+
+
 def refusal(head: Head, body: bytes) -> str:
     """What an answer says that is not what was asked for, to a person."""
+    if head.status == 200 and _encoding(head) != "identity":
+        return f"the answer is encoded as {_encoding(head)[:MAX_DETAIL]}, which nobody asked for"
     if head.status == 200:
         return f"the answer is no event stream but of type {_type(head)[:MAX_DETAIL]}"
     try:

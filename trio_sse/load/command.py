@@ -150,6 +150,7 @@ def load(
     told = Console(stderr=json_path is not None and str(json_path) == "-", highlight=False)
     hidden = [word for word in (token, *(header.partition(":")[2].strip() for header in headers)) if word]
     try:
+        _check_writable(json_path)
         make_room(clients, len(topics))
         per_second = float(rate.removesuffix("/s"))
         if not per_second:
@@ -215,6 +216,20 @@ def _target(
     site = link.find(verify=verify)
     subscribe = tuple(f"/events?topic={quote(topic, safe='')}" for topic in topics)
     return Target(site, subscribe, site, tuple(f"/topics/{quote(topic)}" for topic in topics), headers)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Whether a file can be written, seen before the run and not after it; what is in it stays.
+
+    Raises:
+      LoadError: it cannot.
+    """
+    if path is None or str(path) == "-":
+        return
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise LoadError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _slow(text: str, clients: int) -> int:

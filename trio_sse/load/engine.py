@@ -74,6 +74,7 @@ class Engine:
     def __init__(self, target: Target, *, payload: int, mode: Mode = "post", plan: Plan | None = None) -> None:
         self.plan = plan or Plan()
         self._payload = payload
+        self._where = target.subscribe[0].partition("?")[0]  # the query may hold what nobody else should see
         self._run = secrets.token_hex(2)
         self._loop = Loop()
         self._ledgers = [
@@ -137,9 +138,9 @@ class Engine:
             crowd.receive()
             now = time.monotonic()
             if strict and crowd.failures:
-                raise LoadError(next(iter(crowd.failures)))
+                raise LoadError(f"no stream at {self._where}: {next(iter(crowd.failures))}")
             if strict and crowd.ended:
-                raise LoadError("the server ended a stream while others were opened")
+                raise LoadError("the server ended a stream before all were open")
             if crowd.tried > tried:
                 tried, progress = crowd.tried, now
             if now - told > TICK_S / 5:
@@ -149,6 +150,8 @@ class Engine:
                 break
             if now - progress > SILENCE_S:
                 raise LoadError(f"only {crowd.open} of {count} streams opened")
+        if self._stopped:
+            raise LoadError("it was stopped before all streams were open")
         tick(crowd.open)
 
     def _rest(self, ns: int) -> None:

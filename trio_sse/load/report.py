@@ -39,6 +39,10 @@ class Report:
             return True
         return load.comparable and bool(accounts.lost or accounts.twice or accounts.disordered)
 
+    @property
+    def _per_second(self) -> float:
+        return (self.load.events if self.listening else self.load.accounts.delivered) / self.load.elapsed_s
+
     def table(self) -> Table:
         """It all, for a person."""
         table = Table(title=self.url, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
@@ -50,17 +54,17 @@ class Report:
 
     def _rows(self) -> Iterator[tuple[str, str, bool]]:
         load, accounts = self.load, self.load.accounts
-        per_second = (accounts.delivered or load.events) / load.elapsed_s
         slow = f", {self.slow:,} of them slow" if self.slow else ""
         yield "clients", f"{self.clients - load.never_opened:,} of {self.clients:,}{slow}", load.never_opened > 0
         if self.listening:
-            yield "events received", f"{load.events:,} ({per_second:,.0f} a second)", False
+            yield "events received", f"{load.events:,} ({self._per_second:,.0f} a second)", False
         else:
             on = f"{self.topics:,} topics" if self.topics > 1 else "one topic"
             yield "published", f"{load.accepted:,} of {load.offered:,} events, to {on}, {self.way}", False
-            yield "delivered", f"{accounts.delivered:,} ({per_second:,.0f} a second)", False
+            yield "delivered", f"{accounts.delivered:,} ({self._per_second:,.0f} a second)", False
             times = f"p50 {load.p50_ms:,.1f} ms · p99 {load.p99_ms:,.1f} ms · max {load.max_ms:,.1f} ms"
-            yield "latency", times + (", without the slow" if self.slow else ""), False
+            without = ", without the slow" if self.slow else ""
+            yield "latency", "not known" if math.isnan(load.p50_ms) else times + without, False
         if load.comparable:
             told = f", of which the server said so of {load.told:,}" if load.told else ""
             yield "lost", f"{accounts.lost:,}{told}", accounts.lost > 0
@@ -98,6 +102,11 @@ class Report:
                 yield "What was lost cannot be known: clients did not see the same event IDs, or none."
         elif load.others:
             yield f"{load.others:,} events were no events of this run."
+        if load.told:
+            yield (
+                "What the server said of was no longer kept when a client asked for it: a hub of ours keeps "
+                "TRIO_SSE_RETENTION_EVENTS of each topic."
+            )
         if not self.listening and load.reopened:
             yield "Latency counts from when an event was due, so it holds the time a client was away."
         worst = sorted((load.failures or {}).items(), key=lambda failure: -failure[1])
@@ -111,7 +120,7 @@ class Report:
         known = self.load.comparable
         about = {"url": self.url, "clients": self.clients, "slow": self.slow, "topics": self.topics}
         verdict = {"failed": self.failed, "bottleneck": self.load.bottleneck, "remarks": list(self.remarks())}
-        rates = {"deliveries_per_s": (accounts["delivered"] or self.load.events) / self.load.elapsed_s}
+        rates = {"deliveries_per_s": self._per_second}
         counts = {name: value if known or name == "delivered" else None for name, value in accounts.items()}
         whole = {**about, "published": self.way, **verdict, **rates, **counts, **load}
         return {

@@ -156,7 +156,7 @@ class Target:
     def get(self, channel: int, last_event_id: str) -> bytes:
         """The request for a stream."""
         lines = [f"GET {self.subscribe[channel]} HTTP/1.1", f"Host: {self.streams.authority}"]
-        lines += ["Accept: text/event-stream", "Cache-Control: no-store", *self.headers]
+        lines += ["Accept: text/event-stream", "Accept-Encoding: identity", "Cache-Control: no-store", *self.headers]
         request = "\r\n".join(lines).encode("latin-1")
         if last_event_id:
             request += b"\r\nLast-Event-ID: " + last_event_id.encode()

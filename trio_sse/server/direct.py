@@ -101,8 +101,9 @@ class DirectWriter:
         return True
 
     def abort(self) -> None:
-        """End the connection."""
+        """End the connection, so that nobody writes another byte to it."""
         self._connection.scope.cancel()
+        self._connection.stream.socket.close()
 
     def close(self) -> None:
         """The stream has ended. If half a chunk was written nothing may follow, so the connection ends too."""
