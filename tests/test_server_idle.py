@@ -105,6 +105,18 @@ async def test_at_the_end_nobody_waits(autojump_clock: trio.testing.MockClock) -
     assert early.closed_at == late.closed_at == began
 
 
+async def test_the_rows_task_ends_with_its_worker(autojump_clock: trio.testing.MockClock) -> None:
+    """In a process that serves again and again, none is left behind."""
+    row = IdleRow()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(row.run)
+        await trio.testing.wait_all_tasks_blocked()
+        row.end()
+        await trio.sleep(KEEP_ALIVE_S)
+        assert not nursery.child_tasks
+        nursery.cancel_scope.cancel()
+
+
 def test_over_tls_an_idle_connection_is_closed_too(tmp_path: Path) -> None:
     """When its keep-alive time is over."""
     certificate, secure = make_certificate(tmp_path), free_port()

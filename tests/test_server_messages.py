@@ -73,6 +73,28 @@ async def test_there_is_always_room_for_the_last_message() -> None:
     assert [await messages.receive(), await messages.receive()] == [piece(), LEFT]
 
 
+async def test_who_waits_for_room_does_not_outlast_the_application() -> None:
+    """The connection's reader goes on when the response is over, though nobody has received what it brings."""
+    messages = Messages(1)
+    await messages.put(piece(b"1"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(messages.put, piece(b"2"))
+        await trio.testing.wait_all_tasks_blocked()
+        await messages.put(LEFT)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+        nursery.cancel_scope.cancel()
+    assert [await messages.receive(), await messages.receive()] == [piece(b"1"), LEFT]
+
+
+async def test_there_is_room_for_one_message_at_least() -> None:
+    """Hypercorn may be told that none may wait, which a memory channel can do."""
+    messages = Messages(0)
+    with trio.move_on_after(0):
+        await messages.put(piece(b"x"))
+    assert messages.receive_nowait() == piece(b"x")
+
+
 async def test_a_cancelled_receive_loses_nothing() -> None:
     """Neither before a message has come nor when one is there."""
     messages = Messages(10)

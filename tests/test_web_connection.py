@@ -167,6 +167,17 @@ def test_slow_headers_on_a_used_connection_close(server: Server) -> None:
         check_closed_by_keep_alive(closed_after(wires))
 
 
+def test_http_2_without_a_request_closes(server: Server) -> None:
+    """A client that only says which protocol it speaks has no more time than one that says nothing."""
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    with Wire(server) as wire:
+        began = time.monotonic()
+        wire.send(client.data_to_send())
+        wire.rest()
+        assert SOON_S < time.monotonic() - began < 2 * KEEP_ALIVE_S
+
+
 # -- it does not close ------------------------------------------------------------------------------------------------
 
 

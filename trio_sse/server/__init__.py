@@ -12,11 +12,23 @@ What is mended here, and why (each was seen with Hypercorn 0.18.0):
 - After a thousand requests on one HTTP/2 connection its streams are silent for ever. There is no such limit here.
 - A client that has closed an idle connection keeps its task and descriptor until the keep-alive time is over. Here
   they go with the client.
+- A connection that begins HTTP/2 in plain text, and then asks for nothing, is never closed. Here it has the
+  keep-alive time like any other.
+- A request's body that its application does not read holds the connection's reader for ever. Here it is thrown away
+  when the response is over.
 - The application is not told that the server is going away. :func:`wait_shutdown` tells it.
 - Streams are cut at ``graceful_timeout``, which must be later than our goodbyes; ``backlog`` is too small for a
   thousand browsers that come back at once.
 - A worker whose parent was killed goes on, and keeps the port and the journal. One that is sent SIGTERM with its
   parent, as systemd does, dies at once and says goodbye to nobody.
+
+What is made cheaper, and for all that is served here (``docs/cost.md`` has the figures):
+
+- ``direct``: events go to the sockets of waiting streams without waking their tasks.
+- ``framing``: an answer leaves in one write, and h11 is not asked for each piece of a body.
+- ``messages``: a request's messages need no channel, and hearing that the client has left needs no task.
+- ``idle``: waiting connections stand in a row, and have no task each.
+- ``connection``: the life of a connection is Hypercorn's with fewer tasks, coroutines and cancel scopes.
 
 Everything is patched by one named act, :func:`guard_hypercorn`, which stands aside and says so when it finds a
 version it does not know.
@@ -32,7 +44,7 @@ import hypercorn.trio
 import hypercorn.trio.run
 import hypercorn.trio.tcp_server
 from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.protocol.h2 import StreamBuffer
+from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
@@ -94,6 +106,8 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
         (ASGIWrapper, "__call__", messages.call_app),
         (HTTPStream, "app_send", framing.app_send),
         (H11Protocol, "_send_h11_event", framing.send_h11_event),
+        (H2Protocol, "initiate", idle.initiate),
+        (StreamBuffer, "__init__", writes.init_buffer),
         (StreamBuffer, "pop", writes.pop),
         (StreamBuffer, "push", writes.bounded_push),
         (StreamBuffer, "drain", writes.bounded_drain),

@@ -44,13 +44,20 @@ def framing_of(connection: object) -> Framing | None:
 
 
 async def app_send(self: HTTPStream, message: Any) -> None:
-    """``HTTPStream.app_send``, with a short way for a piece of a body that is not the last."""
-    if message is not None and message.get("more_body") and self.state is ASGIHTTPState.RESPONSE:
+    """``HTTPStream.app_send``, with a short way for a piece of a body that is not the last.
+
+    A piece of no bytes asks for the head; and an application that fails before any has said this much.
+    """
+    if self.state is ASGIHTTPState.RESPONSE and (message is None or message.get("more_body")):
         protocol = self.send.__self__  # type: ignore[attr-defined]
-        body = message.get("body")
-        if type(protocol) is H11Protocol and body and (frame := framing_of(protocol.connection)) is not None:
-            await protocol.send(RawData(_held_head(protocol) + frame(body)))
-            return
+        if type(protocol) is H11Protocol:
+            body = None if message is None else message.get("body")
+            if not body:
+                if head := _held_head(protocol):
+                    await protocol.send(RawData(head))
+            elif (frame := framing_of(protocol.connection)) is not None:
+                await protocol.send(RawData(_held_head(protocol) + frame(body)))
+                return
     await _app_send(self, message)
 
 

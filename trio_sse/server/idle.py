@@ -3,6 +3,9 @@
 Hypercorn gives each connection a task that sleeps through its keep-alive time, and starts it anew with each request;
 that was a tenth of what a stream costs to open. Here the waiting connections of a worker stand in a row, the longest
 waiting first, and one task ends those whose time is over. When the worker is to end, all in the row end at once.
+
+A connection that begins HTTP/2 in plain text has begun a request for Hypercorn, and if none follows it waits for ever;
+here it stands in the row.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
+from hypercorn.events import Updated
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.task_group import TaskGroup
+
+_initiate = H2Protocol.initiate
 
 
 class IdleRow:
@@ -47,8 +54,8 @@ class IdleRow:
         self._until.pop(timer, None)
 
     async def run(self) -> None:
-        """End those whose time is over, until cancelled."""
-        while True:
+        """End those whose time is over, until the worker ends."""
+        while not self._over:
             await self._begun.wait()
             while self._until:
                 timer, until = next(iter(self._until.items()))
@@ -70,6 +77,7 @@ class IdleRow:
         while self._until:
             timer, _ = self._until.popitem()
             timer.expire()
+        self._begun.set()
 
 
 class IdleTimer:
@@ -93,6 +101,15 @@ class IdleTimer:
     def expire(self) -> None:
         """Close the connection; who reads from it is told by Trio, and does the rest."""
         socket_of(self._server.stream).close()
+
+
+async def initiate(
+    self: H2Protocol, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
+) -> None:
+    """``H2Protocol.initiate``, after which a connection that has no request waits for one."""
+    await _initiate(self, headers, settings)
+    if self.idle:
+        await self.send(Updated(idle=True))
 
 
 def socket_of(stream: object) -> trio.socket.SocketType:

@@ -24,23 +24,32 @@ _spawn_app = TaskGroup.spawn_app
 class Messages:
     """A queue of messages; as many wait in it as the server's configuration says, and then the client has to."""
 
-    __slots__ = ("_arrived", "_capacity", "_room", "_waiting", "when_left")
+    __slots__ = ("_arrived", "_capacity", "_over", "_room", "_waiting", "when_left")
 
     def __init__(self, capacity: int) -> None:
         self.when_left: Callable[[], None] | None = None
         """Called once, at the moment when the client has left or the response is over."""
-        self._capacity = capacity
+        self._capacity = max(1, capacity)
+        self._over = False  # the last message was put
         self._waiting: list[Message] = []
         self._arrived: trio.Event | None = None  # for who waits to receive
         self._room: trio.Event | None = None  # for who waits to put
 
     async def put(self, message: Message) -> None:
-        """Add a message, when there is room for it; there always is for the last one."""
+        """Add a message, when there is room for it; there always is for the last one.
+
+        What waits for room when that is put is thrown away: the application has ended, or will.
+        """
         is_last = message["type"].endswith(".disconnect")
-        while len(self._waiting) >= self._capacity and not is_last:
+        while len(self._waiting) >= self._capacity and not (is_last or self._over):
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()
+        if self._over:
+            return
+        self._over = is_last
+        if is_last:
+            self._make_room()
         self._waiting.append(message)
         if self._arrived is not None:
             self._arrived.set()
@@ -69,10 +78,13 @@ class Messages:
         """The next message, if one waits."""
         if not self._waiting:
             return None
+        self._make_room()
+        return self._waiting.pop(0)
+
+    def _make_room(self) -> None:
         if self._room is not None:
             self._room.set()
             self._room = None
-        return self._waiting.pop(0)
 
 
 async def spawn_app(

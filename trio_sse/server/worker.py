@@ -47,8 +47,9 @@ class LightEvent:
         self._awaited: trio.Event | None = None
 
     async def clear(self) -> None:
-        self._is_set = False
-        self._awaited = None
+        if self._is_set:  # otherwise whoever waits goes on waiting
+            self._is_set = False
+            self._awaited = None
 
     async def wait(self) -> None:
         if self._is_set:

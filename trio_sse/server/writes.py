@@ -11,7 +11,7 @@ from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCom
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import Event as IOEvent
 
-from .connection import connection_of_this_task
+from .connection import Connection, connection_of_this_task
 from .limits import limits
 
 PIECE = 16 * 1024
@@ -25,6 +25,7 @@ RATE_BYTES_PER_S = 1024
 """A client that takes less than this, over a minute in which bytes waited for it, is let go."""
 
 _protocol_send = TCPServer.protocol_send
+_init_buffer = StreamBuffer.__init__
 _writes = itertools.count(1)
 
 
@@ -34,6 +35,7 @@ async def bounded_protocol_send(self: TCPServer, event: Event) -> None:
     A write that was cut short may have sent a part, so the connection is closed, never used again, and all that
     serves it is cancelled: a reader that is parked behind a pipelined request would not hear of it otherwise.
     Waiting for the lock is shielded too: HTTP/2 has counted on these bytes already, also if their stream is reset.
+    So a task hears that it is cancelled when its bytes are written. It may be a task of another connection.
     """
     if not isinstance(event, RawData):
         await _protocol_send(self, event)
@@ -42,13 +44,13 @@ async def bounded_protocol_send(self: TCPServer, event: Event) -> None:
     if written == len(event.data):
         if next(_writes) % YIELD_AFTER == 0:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        return
-    with trio.CancelScope(shield=True):
-        async with self.send_lock:
-            if await _send_in_time(self, memoryview(event.data)[written:]):
-                return
-            await trio.aclose_forcefully(self.stream)
-    connection_of_this_task().scope.cancel()
+    else:
+        with trio.CancelScope(shield=True):
+            async with self.send_lock:
+                if not await _send_in_time(self, memoryview(event.data)[written:]):
+                    await trio.aclose_forcefully(self.stream)
+                    self._task_group._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
+    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 def _write_at_once(server: TCPServer, data: bytes) -> int:
@@ -111,6 +113,12 @@ class Allowance:
         return False
 
 
+def init_buffer(self: StreamBuffer, event_class: type[IOEvent]) -> None:
+    """``StreamBuffer.__init__``, which keeps whose it is: a task of another connection may write to it."""
+    _init_buffer(self, event_class)
+    self.connection = connection_of_this_task()  # type: ignore[attr-defined]
+
+
 async def pop(self: StreamBuffer, max_length: int) -> bytes:
     """``StreamBuffer.pop``, which lets a writer go on only when there is room."""
     data = bytes(self.buffer[:max_length])
@@ -140,11 +148,15 @@ async def bounded_drain(self: StreamBuffer) -> None:
 
 async def _wait_in_time(buffer: StreamBuffer, event: IOEvent) -> None:
     """Wait as long as the client keeps taking what is in the buffer; one that does not loses its connection."""
+    connection: Connection = buffer.connection  # type: ignore[attr-defined]
     before = None
     while not event.is_set():
         waiting = len(buffer.buffer)
         if waiting == before:
-            connection_of_this_task().scope.cancel()
+            connection.scope.cancel()
+            await buffer.close()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
         before = waiting
         with trio.CancelScope(deadline=limits.next_deadline()) as scope:
             limits.writing[scope] = None
