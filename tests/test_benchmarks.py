@@ -232,6 +232,7 @@ def test_results_are_written_and_read(tmp_path: Path) -> None:
 SHORT = ["--rounds=1", "--seconds=0.5", "--saturate=", "--no-growth", "--no-publishing"]
 
 
+@pytest.mark.proof
 def test_a_small_real_run(tmp_path: Path) -> None:
     """As a user runs it: every event came to every client, once, in order, and it is told in three ways."""
     report, picture = tmp_path / "report.json", tmp_path / "plot.svg"
@@ -262,6 +263,7 @@ async def faulty(scope: dict[str, Any], receive: Callable[..., Any], send: Calla
 _events = itertools.count()
 
 
+@pytest.mark.proof
 def test_a_loss_of_ours_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that loses events is found out, in the table, in a remark and by the exit status."""
     server = Server("trio_sse", "tests.test_benchmarks:faulty", "/events", "/publish", "/", True)
@@ -271,6 +273,7 @@ def test_a_loss_of_ours_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "lost, 0 twice" in done.output
 
 
+@pytest.mark.proof
 def test_what_cannot_be_measured_ends_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not start is told with what it wrote, and the others are measured."""
     broken = Server("broken", "tests.nowhere:app", "/events", "/publish", "/", False)

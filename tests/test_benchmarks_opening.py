@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks import opening
 
 
+@pytest.mark.proof
 def test_each_server_is_told_of() -> None:
     """With its cost to open and to keep, and how it compares."""
     told = CliRunner().invoke(opening.main, ["--streams", "20", "--rounds", "1"])

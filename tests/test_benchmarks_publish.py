@@ -108,6 +108,7 @@ def test_faults_and_gaps_are_told() -> None:
     assert remarks(runs) == ["memory, a way: it burns", "sqlite, a way: 2 gaps were told"]
 
 
+@pytest.mark.proof
 def test_a_small_real_run(tmp_path: Path) -> None:
     """Every way of publishing into a real journal, as a user runs it: all that was sent was kept."""
     report = tmp_path / "report.json"
