@@ -17,7 +17,7 @@ serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND
 
 test: $(VENV)/installed-dev ## all tests, those in a browser too
 	@.ci/packages $(APT_TESTS)
-	@$(BIN)/python -m pytest --cov --cov-report=term
+	@$(BIN)/python -m pytest -n 3 --dist loadscope --cov --cov-report=term
 
 prove: $(VENV)/installed-dev ## the long proofs: what is promised, at full size
 	@$(BIN)/python -m pytest -m proof

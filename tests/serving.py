@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,10 +24,13 @@ START_SECONDS = 30
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody holds at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port of the loopback address that nobody holds, and that the kernel gives to no client meanwhile."""
+    below_the_ephemeral = range(12_000, 32_000)
+    while True:
+        port = random.choice(below_the_ephemeral)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:

@@ -482,7 +482,7 @@ def test_push_logs_who_left(push: Example) -> None:
 
 def test_push_ends_a_stream_with_its_token(push: Example) -> None:
     """A token that expires takes its stream with it."""
-    with reading(f"{push.url}/events?token={token_of('brief', ttl_s=1)}") as stream:
+    with reading(f"{push.url}/events?token={token_of('brief', ttl_s=3)}") as stream:
         assert b'data: {"reason": "expired"}\n\n' in stream.rest()
 
 

@@ -271,7 +271,7 @@ PEM = pem(ed25519.Ed25519PrivateKey.generate())
         ("RS256", SECRET, "RS256 needs an RSA public key in PEM, of at least 2048 bits"),
         ("RS256", PEM, "RS256 needs an RSA public key in PEM, of at least 2048 bits"),
         ("ES256", "-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----", "ES256 needs a P-256 public key in PEM"),
-        ("EdDSA", PEM[:60], "EdDSA needs an Ed25519 public key in PEM"),
+        ("EdDSA", PEM[:40], "EdDSA needs an Ed25519 public key in PEM"),
     ],
 )
 def test_a_wrong_key_ends_with_what_is_needed(
