@@ -9,9 +9,11 @@ and, in a view of any Quart-Trio app, ``return EventStream(hub.subscribe("lobby"
 # The house, from the door down; imports only go down.
 #
 #   doors          app (what Hypercorn serves) · cli · load (a load test, of any server) · __main__
-#   upper floor    web (the HTTP face) · stream (EventStream) · server (all that is known of Hypercorn)
+#   upper floor    web (the HTTP face) · stream (EventStream) · foreign (a source that is no subscription)
+#                  server (all that is known of Hypercorn)
 #   middle floor   hub · subscription (history, then live) · ticker (heartbeats) · broadcast (fan-out)
-#                  journal (every event's place)
+#                  journal (every event's place) · expiry (tokens go by the wall clock)
+#                  seldom (what the log hears once)
 #   ground floor   settings · auth · topic · record · wire (the format) · event · errors
 #
 # testing is for our users' tests: it may import every floor, and none imports it.

@@ -15,15 +15,19 @@ bytes are joined once. What delivering to N subscribers costs: a look-up of each
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 import trio
 
+from . import seldom
 from .event import ORIGIN, EventID
 from .record import Record
 from .topic import Selector, matching
+
+log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 1024 * 1024
 """Most bytes of frames that wait in one subscriber's channel; a single larger frame may wait alone."""
@@ -253,7 +257,7 @@ class Broadcaster:
         """Offer every outlet those of the records that it matches: each once, in order, all together.
 
         Together, because a subscriber that takes several records at once writes them at once. Who attaches
-        meanwhile finds the records in the journal; who leaves is skipped.
+        meanwhile finds the records in the journal; who leaves is skipped; one that fails is ended, and no other.
         """
         changed = self._changed = set[Outlet]()
         written = 0
@@ -266,12 +270,16 @@ class Broadcaster:
                         room = SLICE
                         await trio.lowlevel.checkpoint()
                     room -= 1
-                    if changed and outlet in changed:
-                        self._offer_rest(outlet, batch)
-                    elif (taken := outlet.offer(batch)) == "written":
-                        written += count
-                    elif taken == "refused":
-                        self._lag(outlet)
+                    try:
+                        if changed and outlet in changed:
+                            self._offer_rest(outlet, batch)
+                        elif (taken := outlet.offer(batch)) == "written":
+                            written += count
+                        elif taken == "refused":
+                            self._lag(outlet)
+                    except Exception as error:
+                        seldom.say(log, "a subscriber could not be given an event, and is ended", error=error)
+                        self.detach(outlet, "failed")
             await trio.lowlevel.checkpoint()
         finally:
             self._changed = None

@@ -14,7 +14,7 @@
     │   └── JournalFull          507   no room on the disk
     ├── JournalUnusable          503   the journal cannot be opened at all: start-up ends with this line
     ├── HubFull                  503   there are as many streams as there may be
-    └── HubFailed                503   the hub broke; its streams were ended and a fresh one is on its way
+    └── HubFailed                503   the hub broke or ends; its streams were ended and a fresh one is on its way
 
 ``str(error)`` is always a sentence a person can act on, and never holds a token.
 """
@@ -92,6 +92,6 @@ class HubFull(TrioSSEError):
 
 
 class HubFailed(TrioSSEError):
-    """The hub broke and serves no longer."""
+    """The hub broke, or is being ended, and serves no longer."""
 
     status_hint = 503

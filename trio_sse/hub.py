@@ -8,6 +8,7 @@ carries is ended, so that nobody sits on heartbeats for ever, and the block is l
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 import trio
 
 from .broadcast import Broadcaster, EndReason
-from .errors import HubFailed, InvalidEvent, InvalidTopic, JournalError, TooLarge
+from .errors import HubFailed, InvalidEvent, InvalidTopic, JournalError, TooLarge, TrioSSEError
 from .event import Event, EventID
+from .expiry import wall_ahead
 from .journal import Journal, JournalStatistics, Retention, open_journal
 from .record import RESERVED_PREFIX, Draft
 from .subscription import Desk, Subscription
@@ -34,8 +36,13 @@ WATCH_S = 1.0
 TRIM_S = 1.0
 """Events that grew too old are removed within so many seconds."""
 
+JUMP_S = 5.0
+"""A jump of the wall clock by so many seconds is worth a line in the log."""
+
 MAX_SELECTORS = 100
 """Most selectors of one subscriber."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,8 @@ class Hub:
         self.failed = False
         self._desk = Desk(journal, self.broadcaster, Ticker(heartbeat_s), buffer_events)
         self._published = 0
+        self._running: trio.CancelScope | None = None
+        self._fault: Exception | None = None  # what the journal broke with, where it broke in a publisher's task
         self._cancelled_on_ending: dict[trio.CancelScope, None] = {}
         # A batch must leave room in a subscriber's channel, or it would be lagging at once.
         self._batch_records = max(1, min(64, buffer_events // 4))
@@ -81,7 +90,7 @@ class Hub:
 
         Raises:
           InvalidTopic, InvalidEvent, TooLarge: it cannot be published as it is.
-          JournalError: the journal could not keep it. HubFailed: the hub has broken.
+          JournalError: the journal could not keep it. HubFailed: the hub has broken, or is being ended.
         """
         if isinstance(event, str):
             event = Event(event) if type is None else Event(event, type=type)
@@ -93,11 +102,22 @@ class Hub:
         drafts = [Draft(topic, event, key) for event in events]
         for draft in drafts:
             check_publishable(draft.event, draft.key)
-        if self.failed:
-            raise HubFailed("the hub has failed and is being replaced; try again in a moment")
-        ids = await self.journal.append(drafts)
+        self.check_running()
+        try:
+            ids = await self.journal.append(drafts)
+        except TrioSSEError:
+            raise
+        except Exception as error:
+            self._break(error)
+            raise HubFailed("the journal broke, and is opened anew: try again in a moment") from error
         self._published += len(ids)
         return ids
+
+    def _break(self, fault: Exception) -> None:
+        self.failed = True
+        self._fault = fault
+        if self._running is not None:
+            self._running.cancel()
 
     # -- subscribing --------------------------------------------------------------------------------------
 
@@ -130,6 +150,7 @@ class Hub:
         try:
             with self.journal.follow() as follower:
                 async with trio.open_nursery() as nursery:
+                    self._running = nursery.cancel_scope
                     nursery.start_soon(self._desk.streams.run)
                     nursery.start_soon(self._trim)
                     task_status.started()
@@ -141,6 +162,8 @@ class Hub:
                             last = batch[-1]
                             self.broadcaster.last_write.watch(last, self.broadcaster.audience(last.topic))
                         await self.broadcaster.deliver(batch)
+            if self._fault is not None:
+                raise self._fault
         except Exception:
             self.failed = True
             raise
@@ -150,8 +173,12 @@ class Hub:
 
     async def _trim(self) -> None:
         """Remove events as they grow too old, also when nobody publishes."""
+        ahead = wall_ahead()
         while True:
             await trio.sleep(TRIM_S)
+            before, ahead = ahead, wall_ahead()
+            if abs(ahead - before) >= JUMP_S:
+                log.warning("the wall clock jumped by %+.0f s: tokens, and the age of events, go by it", ahead - before)
             with contextlib.suppress(JournalError):  # it has been logged, and may work the next time
                 await self.journal.trim()
 
@@ -180,6 +207,17 @@ class Hub:
     def ending(self) -> EndReason | None:
         """Why the hub takes no more streams, once it does not."""
         return self._desk.ending
+
+    def check_running(self) -> None:
+        """Whether the hub still takes events and streams.
+
+        Raises:
+          HubFailed: it does not, because it has failed or is being ended.
+        """
+        if self.failed:
+            raise HubFailed("the hub has failed and is being replaced: try again in a moment")
+        if self._desk.ending is not None:
+            raise HubFailed("the server is going away: try again in a moment")
 
     def statistics(self) -> HubStatistics:
         """How the hub is at this moment."""

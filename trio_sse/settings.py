@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -27,6 +29,14 @@ MAX_S = 24 * 3600
 
 Right = Literal["publish", "subscribe"]
 
+UNIX = "unix:"
+"""Whoever connects over a Unix socket."""
+
+Proxies = IPv4Network | IPv6Network | Literal["unix:"]
+"""The address of a proxy, or of several: one address is a network too."""
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -36,6 +46,22 @@ def _check_origin(origin: str) -> str:
     if not _ORIGIN.fullmatch(written):
         raise ValueError(f"{origin!r} is not an origin such as https://app.example: scheme and host, no path")
     return written
+
+
+def _check_proxies(written: object) -> object:
+    """Addresses to compare with; IPv4 in IPv6 is IPv4, as it is for those who are compared."""
+    if written == UNIX or not isinstance(written, str):
+        return written
+    try:
+        network = ip_network(written)
+    except ValueError:
+        raise ValueError(
+            f"{written!r} is not an address such as 10.0.0.1, nor a network such as 10.0.0.0/8, nor {UNIX}"
+        ) from None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        address = network.network_address.ipv4_mapped
+        return IPv4Network((int(address or 0), network.prefixlen - _MAPPED.prefixlen))
+    return network
 
 
 class Settings(BaseSettings):
@@ -78,6 +104,12 @@ class Settings(BaseSettings):
     max_streams_per_ip: int | None = Field(None, ge=1, description="streams from one address")
     max_streams_per_subject: int | None = Field(None, ge=1, description="streams of one token's `sub`")
 
+    trusted_proxies: Annotated[tuple[Annotated[Proxies, BeforeValidator(_check_proxies)], ...], NoDecode] = Field(
+        (),
+        description="proxies whose `X-Forwarded-For` says which address a stream is of: addresses and networks such as "
+        "`10.0.0.0/8`, and `unix:` for whoever connects over a Unix socket, separated by commas",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object, info: ValidationInfo) -> object:
@@ -85,7 +117,7 @@ class Settings(BaseSettings):
             raise PydanticUseDefault
         return value
 
-    @field_validator("anonymous", "allow_origins", mode="before")
+    @field_validator("anonymous", "allow_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

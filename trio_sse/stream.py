@@ -15,7 +15,6 @@ bytes gets no heartbeat. While it waits, a broadcaster may write to the client i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -34,6 +33,8 @@ from . import server, wire
 from .broadcast import EndReason
 from .errors import HubFull
 from .event import Event
+from .expiry import Expiry
+from .foreign import Foreign, close, say_failed
 from .record import RESERVED_PREFIX
 from .subscription import Subscription
 from .ticker import MARGIN
@@ -44,11 +45,8 @@ RETRY_MS = 2000
 CHUNK_BYTES = 64 * 1024
 """What waits is sent together, up to about so many bytes."""
 
-SPREAD_MS_PER_STREAM = 2
-"""When many streams end at once, each adds so much to the span over which they come back."""
-
-EXPIRY_GRACE_S = 0.9
-"""So much later than its time the goodbye of a stream may still be under way."""
+SPREAD_MS, SPREAD_MS_PER_STREAM = 200, 2
+"""When many streams end at once, each adds so much to the span over which they come back; it is this long at least."""
 
 Message = MutableMapping[str, Any]
 
@@ -87,10 +85,10 @@ class EventStream(TrioResponse):
     """The events of a source, as a response that lasts as long as they do (WHATWG HTML § 9.2).
 
     ``retry_ms`` is the reconnection time a client is given; ``heartbeat_s`` the longest silence of a foreign
-    source's stream (a subscription's hub beats for it); ``expires_in_s`` ends the stream that many seconds
-    from now, with a goodbye. ``headers`` are added to the response's. ``while_open`` is a context manager that is
-    entered when the stream begins and left when it has ended, however it ends; when it raises
-    :exc:`~trio_sse.errors.HubFull` the stream only says when to come back.
+    source's stream (a subscription's hub beats for it); ``expires_in_s`` ends the stream, with a goodbye, when so
+    many seconds have passed on the wall clock, which is what tokens are dated by. ``headers`` are added to the
+    response's. ``while_open`` is a context manager that is entered when the stream begins and left when it has ended,
+    however it ends; when it raises :exc:`~trio_sse.errors.HubFull` the stream only says when to come back.
 
     The source is entered, if it is a subscription, and closed, if it has ``aclose``, by the stream. When the
     client leaves, the stream is cancelled: the source is let go of, and nothing waits.
@@ -166,13 +164,14 @@ class StreamBody(ResponseBody):
         """The ``send`` that the server gave to the request, as far as it is known; it may lead to the socket."""
         self._retry_ms = retry_ms
         self._heartbeat_s = math.inf if isinstance(source, Subscription) else heartbeat_s * MARGIN
-        self._expires_at = math.inf if expires_in_s is None else trio.current_time() + expires_in_s
+        self._expiry = None if expires_in_s is None else Expiry(expires_in_s)
         self._while_open = while_open
         self._frames: Source
         self._writer: server.DirectWriter | None = None
         self._opened = False
         self._over = False  # nothing more will be received
         self._reason: EndReason | None = None
+        self._ended_with = 0  # so many streams were open when the reason was given, this one among them
         self._closing: Iterator[bytes] | None = None  # what is still to be said, once nothing is waited for
         self._waits = False  # everything was sent, and the task waits for more
         self._beats = False  # a heartbeat is asked for
@@ -188,14 +187,18 @@ class StreamBody(ResponseBody):
 
     def end(self, reason: EndReason) -> None:
         """Say goodbye and finish; a write that is under way is finished first."""
-        self._reason = self._reason or reason
+        if self._reason is None:
+            self._reason, self._ended_with = reason, self._open_streams()
+        self._look_again()
+
+    def _look_again(self) -> None:
         if self._waits:
             self._frames.wake()
 
     # -- what a response does with it ---------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        server.write_before.set(self._expires_at + EXPIRY_GRACE_S)
+        server.write_before.set(self._expiry)
         async with AsyncExitStack() as stack:
             try:
                 stack.enter_context(self._while_open if self.is_wanted else nullcontext())
@@ -204,15 +207,17 @@ class StreamBody(ResponseBody):
             if not self.is_wanted:
                 self._closing = iter(())
             if self._closing is None:
+                if self._expiry is not None:
+                    stack.enter_context(self._expiry.followed(self._look_again))
                 await self._open(stack)
             else:
-                await _close(self.source)
+                await close(self.source)
             self._resources = stack.pop_all()
         return self
 
     async def _open(self, stack: AsyncExitStack) -> None:
         if not isinstance(self.source, Subscription):
-            self._frames = await stack.enter_async_context(_Foreign(self.source, self.end))
+            self._frames = await stack.enter_async_context(Foreign(self.source, self.end))
             return
         self._writer = server.find_direct_writer(self.send, self.source.wake)
         if self._writer is not None:
@@ -245,7 +250,7 @@ class StreamBody(ResponseBody):
         self._frames.written()
         waited = False
         while True:
-            if self._expires_at != math.inf and trio.current_time() >= self._expires_at:
+            if self._expiry is not None and self._expiry.has_passed():
                 self.end("expired")
             chunk = self._received() if self._reason is None else self._frames.kept()
             if self._reason is not None:
@@ -268,16 +273,24 @@ class StreamBody(ResponseBody):
         return wire.opening(self._retry_ms, None if position is None else str(position))
 
     async def _wait(self) -> None:
-        """Wait for a frame, or for a reason to send something else; then write what was half written meanwhile."""
+        """Wait for a frame, or for a reason to send something else; then write what was half written meanwhile.
+
+        A source that fails is such a reason.
+        """
         self._waits = True
         try:
-            if self._heartbeat_s == self._expires_at == math.inf:  # then no cancel scope, which would cost more
+            if self._heartbeat_s == math.inf and self._expiry is None:  # then no cancel scope, which would cost more
                 await self._frames.wait()
             else:
-                deadline = min(self._expires_at, trio.current_time() + self._heartbeat_s)
+                deadline = trio.current_time() + self._heartbeat_s
+                if self._expiry is not None:
+                    deadline = min(deadline, self._expiry.deadline)
                 with trio.CancelScope(deadline=deadline) as scope:
                     await self._frames.wait()
                 self._beats = self._beats or scope.cancelled_caught
+        except Exception as error:
+            say_failed(error)
+            self.end("failed")
         finally:
             self._waits = False
         if self._writer is not None and await self._writer.flush():
@@ -296,7 +309,8 @@ class StreamBody(ResponseBody):
             pass
         except trio.EndOfChannel:
             self._over = True
-            self._reason = self._reason or self._frames.ended
+            if self._frames.ended is not None:
+                self.end(self._frames.ended)
         return b"".join(frames)
 
     def _goodbye(self, reason: EndReason) -> bytes:
@@ -304,84 +318,8 @@ class StreamBody(ResponseBody):
         return wire.encode(Event(json.dumps({"reason": reason}), type=RESERVED_PREFIX + "goodbye", retry=retry))
 
     def _jittered_retry(self) -> int:
-        streams = len(self.source.desk.streams) if isinstance(self.source, Subscription) else 1
-        return self._retry_ms + random.randrange(max(1000, SPREAD_MS_PER_STREAM * streams))
+        streams = self._ended_with or self._open_streams()
+        return self._retry_ms + random.randrange(max(SPREAD_MS, SPREAD_MS_PER_STREAM * streams))
 
-
-async def _close(source: object) -> None:
-    aclose = getattr(source, "aclose", None)
-    if aclose is not None:
-        await aclose()
-
-
-class _Encoded:
-    __slots__ = ("frame",)
-
-    def __init__(self, event: Event) -> None:
-        self.frame = wire.encode(event)
-
-
-class _Foreign:
-    """Any async iterable of events as a source: a task reads it, one event ahead at the most."""
-
-    def __init__(self, events: AsyncIterable[Event], end: Callable[[EndReason], None]) -> None:
-        self.ended: EndReason | None = None
-        self._events = events
-        self._end = end
-        self._send, self._receive = trio.open_memory_channel[_Encoded](0)
-        self._ahead: _Encoded | None = None
-        self._waiting = trio.CancelScope()
-        self._nursery_manager = trio.open_nursery()
-
-    async def __aenter__(self) -> Self:
-        self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._read)
-        self._nursery.start_soon(self._watch_shutdown)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._nursery.cancel_scope.cancel()
-        await self._nursery_manager.__aexit__(None, None, None)  # the error is not of its tasks: do not wrap it
-        self._receive.close()
-
-    def receive_nowait(self) -> _Encoded:
-        if self._ahead is None:
-            return self._receive.receive_nowait()
-        taken, self._ahead = self._ahead, None
-        return taken
-
-    async def wait(self) -> None:
-        with trio.CancelScope() as self._waiting, contextlib.suppress(trio.EndOfChannel):
-            self._ahead = await self._receive.receive()
-
-    def wake(self) -> None:
-        self._waiting.cancel()
-
-    def written(self) -> None:
-        pass
-
-    def kept(self) -> bytes:
-        frames: list[bytes] = []
-        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
-            while True:
-                frames.append(self.receive_nowait().frame)
-        return b"".join(frames)
-
-    async def _read(self) -> None:
-        try:
-            async for event in self._events:
-                await self._send.send(_Encoded(event))
-        except Exception:
-            log.exception("a stream's source failed; the stream is ended")
-            self.ended = "failed"
-        finally:
-            self._send.close()
-            await _close(self._events)
-
-    async def _watch_shutdown(self) -> None:
-        connection = server.current_connection.get()
-        if connection is not None:
-            await connection.context.terminated.wait()
-            self._end("shutdown")
+    def _open_streams(self) -> int:
+        return len(self.source.desk.streams) if isinstance(self.source, Subscription) else Foreign.open_now

@@ -12,12 +12,16 @@ from typing import Protocol
 
 import trio
 
-from .broadcast import SLICE, EndReason
+from .broadcast import EndReason
 
 SLOTS = 16
 
 MARGIN = 0.9
 """The wheel turns in this share of the longest silence that is promised, so that the promise holds."""
+
+
+SLICE = 32
+"""So many heartbeats are sent between two checkpoints. An event needs several turns on its way, and waits at each."""
 
 
 class Stream(Protocol):
@@ -60,7 +64,8 @@ class Ticker:
         """Turn the wheel until cancelled."""
         turn_at = trio.current_time()
         while True:
-            turn_at += self._pause
+            # What a worker that stood still has missed is not made up for, beyond one turn of the wheel.
+            turn_at = max(turn_at + self._pause, trio.current_time() - SLOTS * self._pause)
             await trio.sleep_until(turn_at)
             self._beaten = (self._beaten + 1) % SLOTS
             streams = list(self._wheel[self._beaten])

@@ -26,6 +26,9 @@ from ..topic import Selector
 BACKLOG_BYTES = 1024 * 1024
 """How far a follower may fall behind before publishers wait for it."""
 
+PAGE_BYTES = 1024 * 1024
+"""Most bytes of frames in one page, beyond its first record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retention:

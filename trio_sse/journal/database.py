@@ -41,26 +41,35 @@ CREATE INDEX record_by_topic ON record (topic);
 """
 
 
-@contextmanager
-def locked(path: str) -> Iterator[None]:
+class Locked(JournalUnusable):
+    """Another process has the journal."""
+
+
+def lock(path: str) -> int:
+    """Make the journal ours, until the file that is returned is closed.
+
+    Raises:
+      Locked: another process has it. JournalUnusable: it cannot be had at all.
+    """
     try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise JournalUnusable(f"the journal {path} cannot be used: {error.strerror or error}") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
-            raise JournalUnusable(
-                f"the journal {path} is in use by process {owner}: an embedded journal serves one worker; "
-                "stop that one, or name another file in TRIO_SSE_JOURNAL"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
-        yield
-    finally:
-        os.close(lock)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # a full disk is no reason not to begin
+            os.ftruncate(file, 0)
+            os.pwrite(file, b"%d\n" % os.getpid(), 0)
+    except OSError as error:
+        owner = os.read(file, 32).decode(errors="replace").strip() or "unknown"
+        os.close(file)
+        if not isinstance(error, BlockingIOError):
+            raise JournalUnusable(f"the journal {path} cannot be locked: {error.strerror or error}") from error
+        raise Locked(
+            f"the journal {path} is in use by process {owner}: an embedded journal serves one worker; "
+            "stop that one, or name another file in TRIO_SSE_JOURNAL"
+        ) from None
+    return file
 
 
 Row = tuple[int, int, str | None, bytes]
@@ -100,6 +109,8 @@ class Writer:
 
     def __init__(self, path: str, retention: Retention) -> None:
         self._path = path
+        self._places = [Path(path + suffix).absolute() for suffix in ("", "-wal")]
+        self._files: list[tuple[int, int]] = []
         self._retention = retention
         self._db: sqlite3.Connection | None = None
         self._topics: dict[str, int] = {}
@@ -144,6 +155,7 @@ class Writer:
             # A file that cannot be written must fail here, not at the first event.
             db.execute("UPDATE meta SET value = value WHERE name = 'position'")
         self._count()
+        self._files = self._find_files()
         highest = (
             _meta(db, "position"),
             db.execute("SELECT max(id) FROM record").fetchone()[0] or 0,
@@ -170,7 +182,11 @@ class Writer:
             return str(self.db.execute(query, (f"secret {name}",)).fetchone()[0])
 
     def commit(self, records: Sequence[Record], oldest_ms: float, position: EventID | None = None) -> None:
-        """Keep the records (and the position) and remove what retention no longer allows, all or nothing."""
+        """Keep the records (and the position) and remove what retention no longer allows, all or nothing.
+
+        Raises:
+          sqlite3.Error: SQLite could not. OSError: the file is gone, and all that was kept in it.
+        """
         if self._stale:
             self._count()
         self._stale = True  # until it is known that memory and file say the same
@@ -183,8 +199,18 @@ class Writer:
             self._forget()
             if position is not None:
                 self._keep_position(position)
+        if self._find_files() != self._files:
+            raise OSError(f"the files of the journal {self._path} are not those that were opened")
         self._crowded = set()
         self._stale = False
+
+    def _find_files(self) -> list[tuple[int, int]]:
+        """Which files are where ours should be: to one that was removed SQLite goes on writing, and keeps nothing.
+
+        Raises:
+          OSError: there is none.
+        """
+        return [(file.st_dev, file.st_ino) for file in [place.stat() for place in self._places]]
 
     def _keep_position(self, position: EventID) -> None:
         """So that the next life begins above it, whatever the clock says then."""

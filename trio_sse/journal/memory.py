@@ -16,13 +16,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import accumulate
 
 import trio
 
 from ..event import EventID
 from ..record import Draft, Record
 from ..topic import Selector
-from .contract import Journal, JournalStatistics, Page, Retention
+from .contract import PAGE_BYTES, Journal, JournalStatistics, Page, Retention
 
 MAX_TOPICS = 100_000
 """Most topics that are remembered; beyond it the topics of the oldest events go first."""
@@ -70,7 +71,9 @@ class MemoryJournal(Journal):
             records = slices[0]
         else:
             records = [record for record, _ in zip(heapq.merge(*slices, key=_by_id), range(limit), strict=False)]
-        return Page(records, self._floor(selectors), more=len(records) == limit)
+        sizes = accumulate(len(record.frame) for record in records)
+        fitting = max(1, sum(size <= PAGE_BYTES for size in sizes))
+        return Page(records[:fitting], self._floor(selectors), more=len(records) == limit or fitting < len(records))
 
     async def floor(self, selectors: Sequence[Selector]) -> EventID:
         await trio.lowlevel.checkpoint()

@@ -44,6 +44,9 @@ DRAIN_S = 60.0
 AWAY_S = 10.0
 """The same, while some clients have yet to come back."""
 
+CATCH_UP_S = 1.0
+"""What fell due while this program was busy may be sent so long after the end."""
+
 TICK_S = 0.5
 REST_NS = 100_000_000
 HELD_NS = 5_000_000
@@ -186,6 +189,7 @@ class Engine:
             if now - told > TICK_S * 1e9:
                 told = now
                 self._tell(tick, now - began)
+        self._catch_up(began, 1e9 / rate, offered)
         if self._stopped and self._publishing is not None:
             offered = min(offered, int((now - began) * rate / 1e9) + 1)
         self._held += offered - self._sent
@@ -243,6 +247,14 @@ class Engine:
         publishing.flush()
         return min(wait_ns, REST_NS)
 
+    def _catch_up(self, began: int, period: float, offered: int) -> None:
+        """Send what fell due while this program was busy; what the server held up stays unsent."""
+        if self._stopped or began + int(self._sent * period) <= self._busy_until_ns:
+            return
+        until = time.monotonic_ns() + int(CATCH_UP_S * 1e9)
+        while self._sent < offered and (now := time.monotonic_ns()) < until:
+            self._turn(self._publish(began, period, offered), now)
+
     def _disturb(self, elapsed_ns: int, whole_ns: int) -> None:
         """Let clients leave whose time has come."""
         crowd, plan = self._crowd, self.plan
@@ -264,7 +276,9 @@ class Engine:
             self._publishing.finish()
         ends = [ledger.end for ledger in self._ledgers]
         told = 0
-        while not self._is_over(now := time.monotonic_ns(), end, ends):
+        now = time.monotonic_ns()
+        while not self._is_over(now, end, ends):
+            now = time.monotonic_ns()  # before it is read, so that what came while this program stood still has come
             self._turn(REST_NS, now)
             self._crowd.read_tails()
             if now - told > TICK_S * 1e9:

@@ -9,16 +9,23 @@ What is mended here, and why (each was seen with Hypercorn 0.18.0):
   deadline.
 - Over HTTP/2 a write only waits in theory: a frozen client makes the worker buffer without bound. Our
   ``StreamBuffer`` waits, with the deadline.
+- One malformed HTTP/2 request, or a body that goes on behind its answer, ends all streams of its connection; and one
+  that takes its requests back makes all other clients wait. Here nobody suffers but that one (``http2``).
 - After a thousand requests on one HTTP/2 connection its streams are silent for ever. There is no such limit here.
 - A client that has closed an idle connection keeps its task and descriptor until the keep-alive time is over. Here
   they go with the client.
-- A connection that begins HTTP/2 in plain text, and then asks for nothing, is never closed. Here it has the
-  keep-alive time like any other.
+- A connection that begins HTTP/2 in plain text, or resets its last stream, and then asks for nothing, is never
+  closed. Here it has the keep-alive time like any other; so has one that shakes hands for TLS.
+- There is no limit to connections but that of descriptors, at which ``accept`` fails and nobody is told anything. Here
+  there is room for one more at any time, and who has to be refused is told so (``admission``).
 - A request's body that its application does not read holds the connection's reader for ever. Here it is thrown away
   when the response is over.
 - The application is not told that the server is going away. :func:`wait_shutdown` tells it.
-- Streams are cut at ``graceful_timeout``, which must be later than our goodbyes; ``backlog`` is too small for a
-  thousand browsers that come back at once.
+- Streams are cut at ``graceful_timeout``, whatever the application needs for goodbyes, and a thread that hangs may
+  hold up the exit for ever. Here both have the drain time. ``backlog`` is too small for a thousand browsers that come
+  back at once.
+- When the server is to end, who waits with a connection, or sent a request behind another one, is cut off without an
+  answer. Here the application answers (``drain``).
 - A worker whose parent was killed goes on, and keeps the port and the journal. One that is sent SIGTERM with its
   parent, as systemd does, dies at once and says goodbye to nobody.
 
@@ -43,6 +50,8 @@ from typing import Any
 import hypercorn.trio
 import hypercorn.trio.run
 import hypercorn.trio.tcp_server
+import trio
+from h2.connection import H2Connection
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import H11Protocol
@@ -50,25 +59,45 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
-from . import connection, framing, idle, messages, worker, writes
-from .connection import Connection, current_connection, leaves
+from . import connection, drain, framing, http2, idle, messages, worker, writes
+from .admission import Capacity
+from .connection import Connection, connections, current_connection, is_turned_away, leaves
 from .direct import DirectOutlet, DirectWriter, find_direct_writer
-from .limits import limits, write_before
+from .idle import IdleRow
+from .limits import is_ending, limits, throw_away_until, write_before
 from .messages import messages_behind
-from .worker import end_worker, give_up, serve, wait_shutdown, watch_parent, watch_signals, workers
+from .worker import (
+    end_worker,
+    give_up,
+    refuse_siblings,
+    replace_worker,
+    serve,
+    wait_shutdown,
+    watch_parent,
+    watch_signals,
+    workers,
+)
 
 __all__ = [
+    "Capacity",
     "Connection",
     "DirectOutlet",
     "DirectWriter",
+    "IdleRow",
+    "connections",
     "current_connection",
     "end_worker",
     "find_direct_writer",
     "give_up",
     "guard_hypercorn",
+    "is_ending",
+    "is_turned_away",
     "leaves",
     "messages_behind",
+    "refuse_siblings",
+    "replace_worker",
     "serve",
+    "throw_away_until",
     "wait_shutdown",
     "watch_parent",
     "watch_signals",
@@ -106,7 +135,14 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
         (ASGIWrapper, "__call__", messages.call_app),
         (HTTPStream, "app_send", framing.app_send),
         (H11Protocol, "_send_h11_event", framing.send_h11_event),
+        (H11Protocol, "_maybe_recycle", drain.maybe_recycle),
+        (H2Protocol, "__init__", http2.init),
+        (H2Protocol, "_handle_events", http2.handle_events),
+        (H2Protocol, "_priority_updated", http2.ignore_priority),
+        (H2Connection, "MAX_CLOSED_STREAMS", http2.CLOSED_STREAMS),
+        (trio.SocketListener, "accept", idle.accept),
         (H2Protocol, "initiate", idle.initiate),
+        (H2Protocol, "_close_stream", idle.close_stream),
         (StreamBuffer, "__init__", writes.init_buffer),
         (StreamBuffer, "pop", writes.pop),
         (StreamBuffer, "push", writes.bounded_push),

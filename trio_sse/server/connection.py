@@ -7,10 +7,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import (
     IPPROTO_TCP,
     SO_KEEPALIVE,
+    SO_SNDBUF,
     SOL_SOCKET,
     TCP_KEEPIDLE,
     TCP_KEEPINTVL,
@@ -22,14 +23,25 @@ import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from .idle import socket_of
+from .http2 import READ_SIZE, forget_streams
+from .idle import IdleRow, IdleTimer, socket_of
 from .limits import limits
+
+SEND_BUFFER = 128 * 1024
+"""So many bytes the kernel keeps for a client, and as much again for its own book-keeping.
+
+Left to itself it would keep up to 4 MiB for one who took events quickly, and then vanished.
+"""
+
+QUIET_S = 1.0
+"""The log is told no more often of connections that were ended."""
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +55,46 @@ class Connection:
     config: Config
     scope: trio.CancelScope
     """Cancelling it ends the connection and all that serves it."""
+    idle: IdleTimer = field(default_factory=IdleTimer)
+    """Where it waits for a request; it knows whether the one that it has is turned away."""
+    protocol: ProtocolWrapper | None = None
+    """What it is served by."""
+
+
+class Complaints:
+    """What the log is told of connections that were ended by an exception: a line a second, however many there are."""
+
+    def __init__(self) -> None:
+        self._again_at = 0.0
+        self._more = 0
+
+    @classmethod
+    def of_run(cls) -> Complaints:
+        """Those of this run of Trio."""
+        complaints = _complaints.get()
+        if complaints is None:
+            _complaints.set(complaints := cls())
+        return complaints
+
+    def say(self, cause: BaseException) -> None:
+        """Say it now, or how many there were when a second is over."""
+        now = trio.current_time()
+        if now >= self._again_at:
+            self._again_at = now + QUIET_S
+            log.warning("one connection ended by %s: %.200r", type(cause).__name__, str(cause))
+            return
+        if not self._more:
+            trio.lowlevel.spawn_system_task(self._say_later)
+        self._more += 1
+
+    async def _say_later(self) -> None:
+        await trio.sleep_until(self._again_at)
+        log.warning("more connections ended by exceptions: %d", self._more)
+        self._more = 0
+        self._again_at = trio.current_time() + QUIET_S
+
+
+_complaints: trio.lowlevel.RunVar[Complaints | None] = trio.lowlevel.RunVar("trio_sse_complaints", None)
 
 
 current_connection: ContextVar[Connection | None] = ContextVar("trio_sse_connection", default=None)
@@ -58,15 +110,31 @@ def connection_of_this_task() -> Connection:
     return connection
 
 
+def connections() -> IdleRow | None:
+    """The connections of this worker, among them this task's own; none under a server that is not guarded."""
+    connection = current_connection.get()
+    return None if connection is None else IdleRow.of(connection.context)
+
+
+def is_turned_away() -> bool:
+    """Whether the request that this task serves is to be refused, because too many are served already."""
+    connection = current_connection.get()
+    return connection is not None and connection.idle.is_turned_away
+
+
 async def guarded_run(self: TCPServer) -> None:
     """``TCPServer.run``, whose exceptions end this connection alone.
 
     It is Hypercorn's own with fewer coroutines, tasks and cancel scopes, because what there is of them here is held
     as long as a stream lasts.
     """
+    idle: IdleTimer = self.idle_task  # type: ignore[assignment]
+    idle.enter(self)
     try:
-        if _is_tls(self.stream) and not await _has_shaken_hands(self):
-            return
+        if _is_tls(self.stream):
+            if not await _has_shaken_hands(self):
+                return
+            idle.wait()
         try:
             protocol = _protocol_for(self)
         except OSError:  # the client has left already
@@ -75,19 +143,21 @@ async def guarded_run(self: TCPServer) -> None:
             async with trio.open_nursery() as nursery:
                 self._task_group._nursery = nursery
                 self.protocol = protocol
-                current_connection.set(Connection(self.stream, self.context, self.config, nursery.cancel_scope))
+                current_connection.set(
+                    Connection(self.stream, self.context, self.config, nursery.cancel_scope, idle, protocol)
+                )
                 await protocol.initiate()
-                await self.idle_task.restart(self._task_group, self._idle_timeout)
                 await self._read_data()
                 # The client has left, and what serves it has little time to notice.
                 nursery.cancel_scope.deadline = trio.current_time() + limits.write_timeout_s
         finally:
-            await self.idle_task.stop()
+            forget_streams(protocol.protocol)
             with trio.CancelScope(deadline=limits.next_deadline()):
                 await self._close()
     except* Exception as group:
-        cause = next(leaves(group))
-        log.warning("one connection ended by %s: %.200r", type(cause).__name__, str(cause))
+        Complaints.of_run().say(next(leaves(group)))
+    finally:
+        idle.leave()
 
 
 def _is_tls(stream: object) -> bool:
@@ -98,7 +168,7 @@ async def _has_shaken_hands(server: TCPServer) -> bool:
     try:
         with trio.fail_after(server.config.ssl_handshake_timeout):
             await server.stream.do_handshake()
-    except (trio.BrokenResourceError, trio.TooSlowError):
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         return False
     return True
 
@@ -129,13 +199,16 @@ def _protocol_for(server: TCPServer) -> ProtocolWrapper:
 
 async def read_data(self: TCPServer) -> None:
     """``TCPServer._read_data``, which over a plain socket costs three coroutines less while it waits."""
-    if not isinstance(self.stream, trio.SocketStream) or self.config.read_timeout is not None:
+    if self.config.read_timeout is not None:
         await _read_data(self)
+        return
+    if not isinstance(self.stream, trio.SocketStream):
+        await _read_tls(self)
         return
     sock = self.stream.socket
     while True:
         try:
-            data = os.read(sock.fileno(), MAX_RECV)
+            data = os.read(sock.fileno(), _read_size(self))
         except BlockingIOError:
             data = None
         except OSError:
@@ -151,6 +224,21 @@ async def read_data(self: TCPServer) -> None:
     await self.protocol.handle(Closed())
 
 
+async def _read_tls(server: TCPServer) -> None:
+    data = None
+    while data != b"":
+        try:
+            data = bytes(await server.stream.receive_some(_read_size(server)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            break
+        await server.protocol.handle(RawData(data))
+    await server.protocol.handle(Closed())
+
+
+def _read_size(server: TCPServer) -> int:
+    return READ_SIZE if isinstance(server.protocol.protocol, H2Protocol) else MAX_RECV
+
+
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """The exceptions in a group, however deep, or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
@@ -160,14 +248,17 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def let_kernel_find_vanished(listener: socket) -> None:
-    """Let the kernel find out that a peer has vanished: one we write to, and one that we only listen to.
+def prepare_listener(listener: socket) -> None:
+    """Let the kernel find out that a peer has vanished, and hold little for one that takes nothing.
 
     Linux gives each connection the options of the socket that accepted it, so nothing is to be set for one.
     """
     seconds = limits.write_timeout_s
+    listener.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
     with contextlib.suppress(OSError):  # a Unix socket has no such options
         listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, int(seconds * 1000))
         listener.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
-        listener.setsockopt(IPPROTO_TCP, TCP_KEEPIDLE, max(1, int(seconds)))
-        listener.setsockopt(IPPROTO_TCP, TCP_KEEPINTVL, max(1, int(seconds / 4)))
+        # The kernel ends a connection that is silent for TCP_USER_TIMEOUT when a single probe is unanswered by then: so
+        # the first comes earlier, and others after it, or one lost packet would end a client that is well.
+        listener.setsockopt(IPPROTO_TCP, TCP_KEEPIDLE, max(1, int(seconds * 3 / 4)))
+        listener.setsockopt(IPPROTO_TCP, TCP_KEEPINTVL, max(1, int(seconds / 20)))

@@ -15,6 +15,8 @@ from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import H11SendableEvent
 
 from ..broadcast import Framing
+from .drain import closing
+from .idle import is_crowded
 
 _app_send = HTTPStream.app_send
 
@@ -63,6 +65,8 @@ async def app_send(self: HTTPStream, message: Any) -> None:
 
 async def send_h11_event(self: H11Protocol, event: H11SendableEvent) -> None:
     """``H11Protocol._send_h11_event``, which holds the head of a response back until something follows it."""
+    if type(event) is h11.Response and (self.context.terminated.is_set() or is_crowded(self.context)):
+        event = closing(event)
     try:
         data = self.connection.send(event)
     except h11.LocalProtocolError:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import trio
+
+from ..expiry import Expiry
+
+EXPIRY_GRACE_S = 0.9
+"""So much later than its time the goodbye of a stream may still be under way."""
 
 
 @dataclass(eq=False)
@@ -28,12 +35,40 @@ class Limits:
         for scope in self.writing:
             scope.deadline = min(scope.deadline, self.drain_deadline)
 
+    @contextlib.contextmanager
+    def write(self, deadline: float) -> Iterator[trio.CancelScope]:
+        """A cancel scope for a write that waits: until ``deadline``, or until no write may wait any more."""
+        expiry = write_before.get()
+        with trio.CancelScope(deadline=min(deadline, self.last_deadline())) as scope:
+            self.writing[scope] = None
+            try:
+                with contextlib.nullcontext() if expiry is None else expiry.ends(scope, EXPIRY_GRACE_S):
+                    yield scope
+            finally:
+                del self.writing[scope]
+
     def next_deadline(self) -> float:
         """Until when a write that begins to wait now may wait."""
-        return min(trio.current_time() + self.write_timeout_s, self.drain_deadline, write_before.get())
+        return min(trio.current_time() + self.write_timeout_s, self.last_deadline())
+
+    def last_deadline(self) -> float:
+        """Until when this task's writes may wait, however much is taken meanwhile."""
+        expiry = write_before.get()
+        return self.drain_deadline if expiry is None else min(self.drain_deadline, expiry.deadline + EXPIRY_GRACE_S)
 
 
-write_before: ContextVar[float] = ContextVar("trio_sse_write_before", default=math.inf)
-"""A time on Trio's clock; a task sets it for what it writes, and a client that has not taken it by then is let go."""
+write_before: ContextVar[Expiry | None] = ContextVar("trio_sse_write_before", default=None)
+"""A task sets it for what it writes, and a client that has not taken it soon after is let go."""
 
 limits = Limits()
+
+
+def is_ending() -> bool:
+    """Whether this worker has been asked to end."""
+    return limits.drain_deadline != math.inf
+
+
+def throw_away_until(seconds: float) -> float:
+    """Until when what a client still sends may be thrown away, at most: sooner when the worker is to end."""
+    now = trio.current_time()
+    return min(now + seconds, (now + limits.drain_deadline) / 2)

@@ -18,6 +18,9 @@ from hypercorn.typing import AppWrapper, Scope
 
 Message = dict[str, Any]
 
+MOST_FIELDS = 256
+"""A request may have so many header fields; the smallest cost twenty times in memory what they are on the wire."""
+
 _spawn_app = TaskGroup.spawn_app
 
 
@@ -93,9 +96,19 @@ async def spawn_app(
     """``TaskGroup.spawn_app`` with our queue; a WSGI application, which needs Hypercorn's threads, keeps theirs."""
     if not isinstance(app, ASGIWrapper):
         return await _spawn_app(self, app, config, scope, send)
+    if scope["type"] == "http" and len(scope["headers"]) > MOST_FIELDS:  # type: ignore[arg-type]
+        app = _REFUSE_FIELDS
     messages = Messages(config.max_app_queue_size)
     self.spawn(_handle, app, config, scope, messages.receive, send, None, None)
     return messages.put
+
+
+async def _refuse_fields(scope: Scope, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 431, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+_REFUSE_FIELDS = ASGIWrapper(_refuse_fields)
 
 
 def call_app(self: ASGIWrapper, scope: Scope, receive: Any, send: Any, *_: Any) -> Awaitable[None]:

@@ -8,7 +8,10 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -18,7 +21,7 @@ import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.worker_context import WorkerContext
 
-from .connection import let_kernel_find_vanished
+from .connection import prepare_listener
 from .limits import limits
 
 BACKLOG = 4096
@@ -30,10 +33,26 @@ GC_THRESHOLD = (10_000, 20, 100)
 ORPHAN_S = 1.0
 """A worker whose parent is gone has so long to say goodbye."""
 
+HANDLERS_SHARE = 0.9
+"""Of the drain time, who has not answered by then answers no more, and is answered for."""
+
+LAST_RESORT_S = 0.6
+"""So long after the drain the process ends, whatever still runs in it."""
+
+TOLD_S = 1.0
+"""A worker whose hub has failed goes on for so long, so that who asks is told, and not left waiting for the next."""
+
+SHORTEST_LIFE_S = 3.0
+"""And it lives for so long at least, so that a fault which comes back at once does not keep a processor busy."""
+
+SIBLINGS_S = 0.5
+"""Of several workers that refuse to start, one speaks, and all wait for so long: the parent kills who is late."""
+
 log = logging.getLogger(__name__)
 
 _worker: trio.lowlevel.RunVar[WorkerContext | None] = trio.lowlevel.RunVar("trio_sse_worker", None)
 _config: trio.lowlevel.RunVar[Config | None] = trio.lowlevel.RunVar("trio_sse_config", None)
+_began: trio.lowlevel.RunVar[float] = trio.lowlevel.RunVar("trio_sse_began", -math.inf)
 _worker_serve = hypercorn.trio.run.worker_serve
 
 
@@ -84,7 +103,42 @@ class _Terminated(LightEvent):
 
     async def set(self) -> None:
         limits.begin_drain()
+        last_resort.arm()
         await super().set()
+
+
+class LastResort:
+    """Ends the process when the drain is over and something, such as a thread that waits for a disk, is not.
+
+    A thread of its own, because what holds up the end may hold up Trio too. It guards only a process that does nothing
+    but serve: a worker that has a parent, or ``trio-sse serve``.
+    """
+
+    def __init__(self) -> None:
+        self.guards = False
+        self.status = 0
+        """What the process ends with."""
+        self._timer: threading.Timer | None = None
+
+    def arm(self) -> None:
+        """The drain begins; when it began before, nothing happens."""
+        if self.guards and self._timer is None:
+            self._timer = threading.Timer(limits.drain_s + LAST_RESORT_S, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def disarm(self) -> None:
+        """Everything has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        log.warning("the drain time is over, and something still runs: it is left behind")
+        os._exit(self.status)
+
+
+last_resort = LastResort()
 
 
 async def prepared_worker_serve(
@@ -97,18 +151,24 @@ async def prepared_worker_serve(
 ) -> None:
     """``worker_serve`` with time for our goodbyes, and room for everybody to come back."""
     _config.set(config)
+    _began.set(trio.current_time())
     limits.drain_deadline = math.inf
+    last_resort.guards = last_resort.guards or multiprocessing.parent_process() is not None
     gc.set_threshold(*GC_THRESHOLD)
     gc.freeze()
-    config.graceful_timeout = limits.drain_s + 0.5
+    config.graceful_timeout = limits.drain_s * HANDLERS_SHARE
     config.backlog = max(config.backlog, BACKLOG)
     config.keep_alive_max_requests = sys.maxsize
     if sockets is None:
         sockets = config.create_sockets()
     for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
-        let_kernel_find_vanished(sock)
+        prepare_listener(sock)
         sock.listen(config.backlog)
-    await _worker_serve(app, config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status)
+    try:
+        await _worker_serve(app, config, sockets=sockets, shutdown_trigger=shutdown_trigger, task_status=task_status)
+    finally:
+        last_resort.disarm()
+        limits.drain_deadline = math.inf
 
 
 def workers() -> int:
@@ -129,21 +189,41 @@ async def wait_shutdown() -> None:
 
 
 async def end_worker() -> None:
-    """Ask this worker to end; Hypercorn's parent then starts a fresh one."""
+    """Ask this worker to end; Hypercorn's parent then starts a fresh one, unless it was asked to end too."""
     worker = _worker.get()
     if worker is None:
         log.error("the hub has failed, and this server is not one that trio_sse can ask to restart: restart it")
         return
+    last_resort.arm()
     await worker.terminate.set()
 
 
+async def replace_worker() -> None:
+    """End this worker, whose hub has failed: soon, and not sooner than a new one may fail again.
+
+    If it is cancelled, the worker is ending already.
+    """
+    pause = TOLD_S
+    if multiprocessing.parent_process() is None:
+        last_resort.status = 1
+    else:
+        pause = max(pause, _began.get() + SHORTEST_LIFE_S - trio.current_time())
+    await trio.sleep(pause)
+    await end_worker()
+
+
 async def watch_signals() -> None:
-    """Take SIGTERM for a request to end this worker: a supervisor may send it to the whole group of processes."""
+    """Take SIGTERM for a request to end this worker: a supervisor may send it to the whole group of processes.
+
+    A second one ends it at once.
+    """
     if multiprocessing.parent_process() is None:
         return
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _ in signals:
-            await end_worker()
+        await anext(signals)
+        await end_worker()
+        await anext(signals)
+        os._exit(0)  # any other status would end the parent, which has its own orders
 
 
 async def watch_parent() -> None:
@@ -169,12 +249,31 @@ def give_up(line: str) -> NoReturn:
     os._exit(1)
 
 
+def refuse_siblings(line: str) -> None:
+    """End this process with one line for the operator, and its siblings without one, if the server runs several.
+
+    Call it before there is anything to clean up, and before signals are watched: the parent kills who is late.
+    """
+    if workers() == 1:
+        return
+    with socket.socket(socket.AF_UNIX) as voice:
+        try:
+            voice.bind(f"\0trio_sse {os.getppid()}")
+            sys.stderr.write(f"trio_sse: {line}\n")
+            sys.stderr.flush()
+        except OSError:  # a sibling speaks
+            pass
+        time.sleep(SIBLINGS_S)
+        os._exit(1)
+
+
 async def serve(app: Any, binds: list[str], *, until: Callable[[], Awaitable[None]]) -> None:
-    """Serve an application in this process, without a parent, until ``until`` returns.
+    """Serve an application in this process, which does nothing else, until ``until`` returns.
 
     Raises:
       OSError: an address cannot be had.
     """
     config = Config()
     config.bind = binds
+    last_resort.guards = True
     await hypercorn.trio.serve(app, config, shutdown_trigger=until)

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import select
+import socket
+import struct
+from functools import partial
 
 import trio
+from h2.exceptions import ProtocolError
 from hypercorn.events import Event, RawData
-from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, StreamBuffer
+from hypercorn.protocol.h2 import (
+    BUFFER_HIGH_WATER,
+    BUFFER_LOW_WATER,
+    BufferCompleteError,
+    H2Protocol,
+    StreamBuffer,
+)
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import Event as IOEvent
 
 from .connection import Connection, connection_of_this_task
+from .idle import socket_of
 from .limits import limits
+from .patience import Allowance, SlowReaders, bytes_taken, wait_for_client
 
-PIECE = 16 * 1024
-"""So many bytes are given to TLS at once, so that progress can be seen."""
+PIECE = 8 * 1024
+"""So many bytes are given to TLS at once: half of what Trio lets the kernel hold unsent, so a socket that can be
+written to takes them, and nobody waits inside TLS, where a wait that is cut short spoils the connection."""
 
 YIELD_AFTER = 64
 """So many writes, of all connections, may need no waiting; then one lets the other tasks have their turn."""
 
-RATE_WINDOW_S = 60
-RATE_BYTES_PER_S = 1024
-"""A client that takes less than this, over a minute in which bytes waited for it, is let go."""
+RESET = struct.pack("ii", 1, 0)
+"""A socket with this ``SO_LINGER`` leaves nothing in the kernel when it is closed."""
 
 _protocol_send = TCPServer.protocol_send
 _init_buffer = StreamBuffer.__init__
@@ -48,8 +62,7 @@ async def bounded_protocol_send(self: TCPServer, event: Event) -> None:
         with trio.CancelScope(shield=True):
             async with self.send_lock:
                 if not await _send_in_time(self, memoryview(event.data)[written:]):
-                    await trio.aclose_forcefully(self.stream)
-                    self._task_group._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
+                    _let_go(self)
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
@@ -66,63 +79,81 @@ def _write_at_once(server: TCPServer, data: bytes) -> int:
 
 async def _send_in_time(server: TCPServer, view: memoryview) -> bool:
     """Write everything, as long as the client keeps taking it; whether that worked."""
+    sock = socket_of(server.stream)
     allowance = server.__dict__.setdefault("_allowance", Allowance())
-    with trio.CancelScope(shield=True) as scope:
-        limits.writing[scope] = None
-        try:
-            while view and not allowance.is_spent():
-                began = trio.current_time()
-                scope.deadline = limits.next_deadline()
-                sent = await _send_some(server.stream, view)
-                allowance.add(sent, trio.current_time() - began)
-                view = view[sent:]
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-            return False
-        finally:
-            del limits.writing[scope]
-    return not view and not scope.cancelled_caught
-
-
-async def _send_some(stream: trio.abc.Stream, view: memoryview) -> int:
-    if isinstance(stream, trio.SocketStream):
-        return await stream.socket.send(view)
-    await stream.send_all(view[:PIECE])
-    return min(PIECE, len(view))
-
-
-class Allowance:
-    """How much a client took in the time that bytes waited for it."""
-
-    __slots__ = ("_bytes", "_seconds")
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._seconds = 0.0
-
-    def add(self, sent: int, seconds: float) -> None:
-        self._bytes += sent
-        self._seconds += seconds
-
-    def is_spent(self) -> bool:
-        """Whether it took too little; a new window begins with every answer that is no."""
-        if self._seconds < RATE_WINDOW_S:
-            return False
-        if self._bytes < RATE_BYTES_PER_S * self._seconds:
-            return True
-        self._bytes, self._seconds = 0, 0.0
+    try:
+        while view:
+            if given := await _give(server.stream, sock, view):
+                view = view[given:]
+            else:
+                SlowReaders.of_run().add(sock, partial(_let_go_unless_waiting, server))
+                await wait_for_client(partial(trio.lowlevel.wait_writable, sock), partial(bytes_taken, sock), allowance)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
         return False
+    return True
+
+
+async def _give(stream: trio.abc.Stream, sock: trio.socket.SocketType, view: memoryview) -> int:
+    """Give the kernel what it takes now; how much that was.
+
+    Raises:
+      OSError, trio.BrokenResourceError, trio.ClosedResourceError: the connection is broken or closed.
+      trio.TooSlowError: TLS had to wait, and for too long.
+    """
+    if isinstance(stream, trio.SocketStream):
+        try:
+            return os.write(sock.fileno(), view)
+        except BlockingIOError:
+            return 0
+    if not _is_writable(sock):
+        return 0
+    piece = view[:PIECE]
+    with limits.write(limits.next_deadline()) as scope:
+        await stream.send_all(piece)
+    if scope.cancelled_caught:
+        raise trio.TooSlowError
+    return len(piece)
+
+
+def _is_writable(sock: trio.socket.SocketType) -> bool:
+    if sock.fileno() < 0:
+        raise trio.ClosedResourceError
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _let_go_unless_waiting(server: TCPServer) -> None:
+    if not server.send_lock.locked():
+        _let_go(server)
+
+
+def _let_go(server: TCPServer) -> None:
+    """End a connection, and all that serves it."""
+    _reset(socket_of(server.stream))
+    server._task_group._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
+
+
+def _reset(sock: trio.socket.SocketType) -> None:
+    """Close a connection at once: the kernel forgets what it still held for the client, and tells it so."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
 
 
 def init_buffer(self: StreamBuffer, event_class: type[IOEvent]) -> None:
     """``StreamBuffer.__init__``, which keeps whose it is: a task of another connection may write to it."""
     _init_buffer(self, event_class)
     self.connection = connection_of_this_task()  # type: ignore[attr-defined]
+    self.popped = 0  # type: ignore[attr-defined]
+    self.allowance = Allowance()  # type: ignore[attr-defined]
 
 
 async def pop(self: StreamBuffer, max_length: int) -> bytes:
     """``StreamBuffer.pop``, which lets a writer go on only when there is room."""
     data = bytes(self.buffer[:max_length])
-    del self.buffer[:max_length]
+    self.buffer = self.buffer[max_length:]
+    self.popped += len(data)  # type: ignore[attr-defined]
     if len(self.buffer) < BUFFER_LOW_WATER:
         await self._paused.set()
     if not self.buffer:
@@ -131,10 +162,16 @@ async def pop(self: StreamBuffer, max_length: int) -> bytes:
 
 
 async def bounded_push(self: StreamBuffer, data: bytes) -> None:
-    """``StreamBuffer.push``, which waits for room."""
+    """``StreamBuffer.push``, which waits for room, and for what was pushed before.
+
+    Otherwise nobody would wait for a client whose window is shut, as long as there is little for it. And a buffer that
+    holds one piece need not copy it: many streams may wait to send the same.
+    """
+    while self.buffer and not self._complete:
+        await bounded_drain(self)
     if self._complete:
         raise BufferCompleteError
-    self.buffer.extend(data)
+    self.buffer = memoryview(data)  # type: ignore[assignment]
     await self._is_empty.clear()
     if len(self.buffer) >= BUFFER_HIGH_WATER:
         await self._paused.clear()
@@ -148,19 +185,51 @@ async def bounded_drain(self: StreamBuffer) -> None:
 
 async def _wait_in_time(buffer: StreamBuffer, event: IOEvent) -> None:
     """Wait as long as the client keeps taking what is in the buffer; one that does not loses its connection."""
+    if event.is_set():
+        return
     connection: Connection = buffer.connection  # type: ignore[attr-defined]
-    before = None
-    while not event.is_set():
-        waiting = len(buffer.buffer)
-        if waiting == before:
-            connection.scope.cancel()
-            await buffer.close()
-            await trio.lowlevel.checkpoint_if_cancelled()
-            return
-        before = waiting
-        with trio.CancelScope(deadline=limits.next_deadline()) as scope:
-            limits.writing[scope] = None
-            try:
-                await event.wait()
-            finally:
-                del limits.writing[scope]
+    try:
+        await wait_for_client(event.wait, StreamTaken(buffer), buffer.allowance)  # type: ignore[attr-defined]
+    except trio.TooSlowError:
+        connection.scope.cancel()
+        _reset(socket_of(connection.stream))
+        await buffer.close()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+
+class StreamTaken:
+    """Counts what a client takes of what an HTTP/2 stream waits to send.
+
+    That is what leaves the stream's buffer, where the client has shut the stream's own window: it may take plenty of
+    its other streams. Where it has not, the stream waits for its turn on the connection, or with it, and counts what
+    the client takes of that.
+    """
+
+    def __init__(self, buffer: StreamBuffer) -> None:
+        self._buffer = buffer
+        self._sock = socket_of(buffer.connection.stream)  # type: ignore[attr-defined]
+        self._sum = 0
+        self._before = self._now()
+
+    def __call__(self) -> int:
+        """So much since this was made."""
+        now = self._now()
+        popped, taken = (max(0, after - before) for after, before in zip(now, self._before, strict=True))
+        self._before = now
+        if popped or taken:  # a frozen client may have many streams, and is looked at often
+            self._sum += popped if is_shut(self._buffer) else taken
+        return self._sum
+
+    def _now(self) -> tuple[int, int]:
+        return self._buffer.popped, bytes_taken(self._sock)  # type: ignore[attr-defined]
+
+
+def is_shut(buffer: StreamBuffer) -> bool:
+    """Whether a client has shut the window of a stream, and not that of its connection."""
+    protocol: H2Protocol = buffer.connection.protocol.protocol  # type: ignore[attr-defined]
+    h2 = protocol.connection
+    for stream_id, each in protocol.stream_buffers.items():
+        if each is buffer:
+            with contextlib.suppress(ProtocolError):
+                return bool(h2.local_flow_control_window(stream_id) <= 0 < h2.outbound_flow_control_window)
+    return False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 from quart import Request as QuartRequest
+from quart.ctx import RequestContext
 from quart_cors import cors
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGILifespan
@@ -17,20 +19,29 @@ from werkzeug.exceptions import HTTPException
 
 from .. import server
 from ..auth import Authority, Grant
-from ..errors import HubFailed, JournalUnusable, TrioSSEError
+from ..errors import HubFailed, TrioSSEError
 from ..hub import Hub, open_hub
 from ..journal import Retention
 from ..settings import PREFIX, Settings
 from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
 from .caller import grant_of
-from .connection import HTTPConnection, Request
-from .limits import Limits
+from .connection import HTTPConnection, Request, answering
+from .limits import Limits, check_admitted
 from .websocket import NoWebSocket
 
 DEVELOPMENT_KEY = "development key"
 NOT_OPEN = "the hub is not open: it opens when the server starts the application's lifespan"
 CORS_AGE = timedelta(hours=1)
+
+BODY_S = 60
+"""A body that becomes one event has so long to come, whole; a stream of events may take its time."""
+
+PATIENCE = 0.8
+"""Of the drain time, who has not begun to answer by then is answered for."""
+
+SERVED_TO_THE_END = ("/healthz", "/readyz", "/metrics", "/events")
+"""Of the hub's own paths these know what to say while it ends: who asks for a stream is told when to come back."""
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +49,17 @@ log = logging.getLogger(__name__)
 class Lifespan(TrioASGILifespan):
     """The application's beginning and end, on Trio or not at all."""
 
+    app: TrioSSE
+
     async def __call__(self, receive: Any, send: Any) -> None:
         if not trio.lowlevel.in_trio_run():
             server.give_up("it runs on Trio: hypercorn trio_sse.app:app --worker-class trio")
-        await super().__call__(receive, send)
+        try:
+            await super().__call__(receive, send)
+        except Exception:  # of a task in ``app.nursery``, which takes the hub with it
+            if self.app.has_hub:
+                await server.replace_worker()
+            raise
 
 
 class TrioSSE(QuartTrio):
@@ -65,6 +83,17 @@ class TrioSSE(QuartTrio):
         if scope["type"] == "http":
             return self.asgi_http_class(self, scope)(receive, send)
         return super().asgi_app(scope, receive, send)
+
+    def dispatch_request(self, request_context: RequestContext | None = None) -> Awaitable[Any]:  # type: ignore[override]
+        """Quart's, for a request that is admitted.
+
+        Raises:
+          HubFull, HubFailed: it is not.
+        """
+        if request_context is not None:
+            check_admitted(request_context.request.path)
+            self.check_open(request_context.request.path)
+        return super().dispatch_request(request_context)
 
     @property
     def has_hub(self) -> bool:
@@ -99,11 +128,24 @@ class TrioSSE(QuartTrio):
         """
         return grant_of(request, self.authority, query_token=self.settings.query_token)
 
+    def check_open(self, path: str) -> None:
+        """Whether a request may be served; when the hub ends, few are.
+
+        Raises:
+          HubFailed: it may not.
+        """
+        if self._hub is not None and self._hub.ending is not None and path not in SERVED_TO_THE_END:
+            self._hub.check_running()
+
+    @contextmanager
+    def cancelled_on_ending(self) -> Iterator[trio.CancelScope]:
+        """A cancel scope that is cancelled when the hub ends, if there is one."""
+        with trio.CancelScope() if self._hub is None else self._hub.cancelled_on_ending() as scope:
+            yield scope
+
     async def keep_hub(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Hold the hub open. If it breaks, its streams have been ended; end this worker, for a fresh one to start."""
         settings = self.settings
-        if server.workers() > 1:
-            server.give_up(f"run one worker, not {server.workers()}: each would have a hub and a journal of its own")
         retention = Retention(settings.retention_events, settings.retention_seconds, settings.retention_bytes)
         try:
             async with open_hub(
@@ -116,12 +158,16 @@ class TrioSSE(QuartTrio):
                 task_status.started()
                 await server.wait_shutdown()
                 hub.end_streams("shutdown")
+                await trio.sleep(self.settings.drain_s * PATIENCE)
+                for request in list(answering):
+                    request.give_up()
                 await trio.sleep_forever()
-        except* JournalUnusable as group:
-            server.give_up(str(group.exceptions[0]))
-        except* Exception:
-            log.exception("the hub failed; its streams are ended, and this worker ends for a fresh one")
-            await server.end_worker()
+        except* Exception as group:
+            error = next(server.leaves(group))  # the groups round it would only repeat its traceback
+            if not self.has_hub:
+                _give_up(error)
+            log.error("the hub failed; its streams are ended, and this worker ends for a fresh one", exc_info=error)
+            await server.replace_worker()
 
     async def _open_door(self, hub: Hub) -> None:
         key = self.settings.jwt_key
@@ -139,11 +185,19 @@ class TrioSSE(QuartTrio):
         self.metrics.watch_latency()
 
 
+def _give_up(error: BaseException) -> NoReturn:
+    """There is no hub to begin with, and there will not be one."""
+    if not isinstance(error, TrioSSEError):
+        log.error("the hub cannot be opened", exc_info=error)
+    server.give_up(str(error))
+
+
 def create_app(settings: Settings) -> TrioSSE:
     """The application of some settings, for Hypercorn's Trio worker; mends that worker in this process."""
     server.guard_hypercorn(write_timeout_s=settings.write_timeout_s, drain_s=settings.drain_s)
     app = TrioSSE(settings)
     app.config["MAX_CONTENT_LENGTH"] = MAX_DATA
+    app.config["BODY_TIMEOUT"] = BODY_S
     app.url_map.merge_slashes = False
     for room in (subscribe, publish, session, ops, page):
         room.add_routes(app)
@@ -153,6 +207,10 @@ def create_app(settings: Settings) -> TrioSSE:
 
     @app.before_serving
     async def open_for_service() -> None:
+        server.refuse_siblings(
+            f"run one worker, not {server.workers()}: a memory: or sqlite: journal is embedded and serves one; several "
+            "workers need one journal between them, in Redis, which this version does not have"
+        )
         app.nursery.start_soon(server.watch_parent)
         app.nursery.start_soon(server.watch_signals)
         await app.nursery.start(app.keep_hub)

@@ -1,4 +1,4 @@
-"""Who is asking: the token, wherever a request carries it, as a grant.
+"""Who is asking: the token, wherever a request carries it, as a grant; and from which address.
 
 In this order: ``Authorization: Bearer``, the session cookie, and, only where the operator switched it on, the
 ``token`` query parameter. No token is the anonymous grant; a bad one is never taken for none.
@@ -6,8 +6,10 @@ In this order: ``Authorization: Bearer``, the session cookie, and, only where th
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
@@ -15,9 +17,17 @@ from quart import Request
 
 from ..auth import Authority, Grant
 from ..errors import InvalidInput
+from ..settings import UNIX, Proxies
 
 COOKIE = "trio_sse_session"
 PARAMETER = "token"
+
+MOST_PROXIES = 32
+"""So many addresses of ``X-Forwarded-For`` are looked at, at most."""
+
+Address = IPv4Address | IPv6Address
+
+_WITH_PORT = re.compile(r"([^:\[\]]+):[0-9]{1,5}|\[([^\[\]]+)\](?::[0-9]{1,5})?")
 
 
 def bearer(request: Request) -> str | None:
@@ -38,6 +48,40 @@ def grant_of(request: Request, authority: Authority, *, query_token: bool) -> Gr
     if token is None and query_token:
         token = next(iter(parameters(request).get(PARAMETER, [])), None)
     return authority.anonymous() if token is None else authority.verify(token, time.time())
+
+
+def address_of(request: Request, trusted: Collection[Proxies]) -> str:
+    """The address that a request came from: the last of those it came by that is no trusted proxy's.
+
+    Each proxy adds to ``X-Forwarded-For`` whom it had the request from, so the list is read from its end, as far as
+    those who wrote it are trusted; what a client has written itself is before that. Of a proxy that says nothing, or
+    nothing that is an address, it is the proxy's own. All who come over a Unix socket have one address.
+    """
+    client = request.scope["client"]
+    written = client[0] if client else UNIX
+    if not trusted and ":" not in written:
+        return written
+    address = _parse(written)
+    said = ",".join(request.headers.getlist("X-Forwarded-For")).rsplit(",", MOST_PROXIES)
+    while said and _is_trusted(address, trusted) and (before := _parse(said.pop())) is not None:
+        address = before
+    return written if address is None else str(address)
+
+
+def _is_trusted(address: Address | None, trusted: Collection[Proxies]) -> bool:
+    if address is None:
+        return UNIX in trusted
+    return any(address in proxies for proxies in trusted if proxies != UNIX)
+
+
+def _parse(written: str) -> Address | None:
+    """An address, with or without a port and brackets; none if it is no address. IPv4 in IPv6 is IPv4."""
+    found = _WITH_PORT.fullmatch(written.strip())
+    try:
+        address = ip_address((found[1] or found[2]) if found else written.strip())
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def parameters(request: Request) -> dict[str, list[str]]:

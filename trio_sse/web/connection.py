@@ -8,6 +8,8 @@
 - A client that is refused while it still sends would lose the answer to a reset of the connection. The answer is
   sent whole, then what still comes is thrown away for a while, then the connection may close.
 - An answer that breaks off would stay open for ever over HTTP/2. It is ended here, and the log has the reason.
+- When the server is to end, a request whose body is not yet here is answered at once, and one that a view still works
+  on when the time is over is answered in its place.
 - A target in absolute form, which a client may send, has a path like any other. What the access log is given holds
   no decoded line end, which would forge a line, and no token.
 """
@@ -28,13 +30,18 @@ from quart.wrappers import Response as QuartResponse
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
-from .. import server
+from .. import seldom, server
+from ..errors import HubFailed
 from ..stream import StreamBody
 from ..wire import CONTENT_TYPE
+from . import problem
 from .caller import hide_token
 
 LINGER_S = 10.0
 """How long at most the rest of a refused body is read and thrown away."""
+
+REFUSE_S = 0.1
+"""So long a refusal may take when everything else is over."""
 
 QUIET_S = 1.0
 """A client that sends nothing for so long has taken its answer, or never will."""
@@ -153,22 +160,35 @@ class HTTPConnection(TrioASGIHTTPConnection):
 
     async def _answer_while_reading(self, request: Request, receive: Any) -> None:
         self._incoming = Incoming(receive)
-        async with trio.open_nursery() as self._nursery:
-            self._scope = self._nursery.cancel_scope
-            if self._streaming:
-                request.incoming = self._incoming
-            else:
-                self._nursery.start_soon(self._read, self._incoming, request)
-            answer = self._answer(request)
-            del request
-            await answer
+        answering.add(self)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._scope = self._nursery.cancel_scope
+                if self._streaming:
+                    request.incoming = self._incoming
+                else:
+                    self._nursery.start_soon(self._read, self._incoming, request)
+                answer = self._answer(request)
+                del request
+                await answer
+                self._scope.cancel()
+        finally:
+            answering.discard(self)
+
+    def give_up(self) -> None:
+        """Answer now, in the view's place, if it has not begun to; when all is cancelled HTTP/2 sends nothing more."""
+        if not self._begun:
             self._scope.cancel()
 
     async def _read(self, incoming: Incoming, request: QuartRequest) -> None:
         """Move the body into Quart's request, then wait for the client to leave."""
-        with contextlib.suppress(Disconnected):
+        ending = getattr(self.app, "cancelled_on_ending", trio.CancelScope)  # it may serve an application without one
+        with contextlib.suppress(Disconnected), ending() as scope:
             while chunk := await incoming.read():
                 request.body.append(chunk)
+            request.body.set_complete()
+        if scope.cancelled_caught:
+            request.body._must_raise = HubFailed("the server is going away: send the request again in a moment")
             request.body.set_complete()
         del request
         await incoming.wait_left()
@@ -199,11 +219,22 @@ class HTTPConnection(TrioASGIHTTPConnection):
                 timeout = self.app.config["RESPONSE_TIMEOUT"]
             with trio.move_on_after(math.inf if timeout is None else timeout):
                 await self._send_response(self._send_carefully, response)
-        except Exception:
+        except trio.Cancelled:
+            if server.is_ending() and not self._begun:
+                await self._refuse("the server is going away, and had no time to answer: ask again in a moment")
+            raise
+        except Exception as error:
             if self._ending or not self._begun:
                 raise
-            log.exception("an answer broke off, and is ended")
+            seldom.say(log, "an answer broke off, and is ended", error=error)
             await self._send_carefully({"type": BODY, "body": b"", "more_body": False})
+
+    async def _refuse(self, detail: str) -> None:
+        """Send a problem in place of a view's answer, when this task is cancelled already; the client may have left."""
+        with trio.move_on_after(REFUSE_S, shield=True), contextlib.suppress(Exception):
+            response = problem.respond(503, detail)
+            await self._send(_head_of(response))
+            await self._send({"type": BODY, "body": await response.get_data(as_text=False), "more_body": False})
 
     async def _send_carefully(self, message: Any) -> None:
         self._begun = True
@@ -219,11 +250,15 @@ class HTTPConnection(TrioASGIHTTPConnection):
 async def _throw_away(incoming: Incoming) -> None:
     """Let the rest of a body come, as long as there is some."""
     arrived = -1
-    with trio.move_on_after(LINGER_S):
+    with trio.move_on_at(server.throw_away_until(LINGER_S)):
         while arrived != incoming.arrived and not incoming.over.is_set():
             arrived = incoming.arrived
             with trio.move_on_after(QUIET_S):
                 await incoming.over.wait()
+
+
+answering: set[HTTPConnection] = set()
+"""The requests that share their connection with others, or whose body still comes."""
 
 
 def _head_of(response: QuartResponse) -> Message:

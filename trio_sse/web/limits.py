@@ -1,4 +1,4 @@
-"""How many streams there may be: in all, for one address, for one subject.
+"""How many streams there may be: in all, for one address, for one subject; and what a request is told in a crowd.
 
 A stream is counted from the moment its body begins until it has ended, on whatever way it ends. One too many is
 not refused with a 503, which would close a native ``EventSource`` for ever: it is a stream that says when to come
@@ -7,29 +7,48 @@ back, and ends.
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 
+from .. import server
 from ..errors import HubFull
 from ..settings import PREFIX
 
-RESERVE = 256
-"""Descriptors that streams leave free: for publishers, the journal, and to say no with."""
+ALWAYS_SERVED = ("/healthz", "/events")
+
+
+@dataclass(frozen=True)
+class LimitsStatistics:
+    """What is counted at one moment."""
+
+    streams: int
+    addresses: int
+    """Who have them."""
+    subjects: int
+    """Who have them, with a token."""
 
 
 class Limits:
     """The streams that are open, by who has them."""
 
     def __init__(self, total: int | None, per_address: int | None, per_subject: int | None) -> None:
-        self.total = total if total is not None else _what_descriptors_allow()
         self.refused = 0
         """How many streams were sent away."""
+        self._total = total
         self._per_address = per_address
         self._per_subject = per_subject
         self._open = 0
         self._by_address: Counter[str] = Counter()
         self._by_subject: Counter[str] = Counter()
+
+    @cached_property
+    def total(self) -> int:
+        """How many there may be in all: what was set, or else what the descriptors of the process allow."""
+        if self._total is not None:
+            return self._total
+        connections = server.connections()
+        return (server.Capacity.of_process() if connections is None else connections.capacity).streams
 
     def place(self, address: str, subject: str | None) -> Place:
         """A stream's place: counted while its block is entered.
@@ -61,7 +80,14 @@ class Limits:
         if subject is not None:
             _decrease(self._by_subject, subject)
 
+    @property
+    def statistics(self) -> LimitsStatistics:
+        """How many are counted now."""
+        return LimitsStatistics(self._open, len(self._by_address), len(self._by_subject))
+
     def _who_is_full(self, address: str, subject: str | None) -> str | None:
+        if server.is_turned_away():
+            return "and other requests for the file descriptors there are"
         if self._open >= self.total:
             return f"in all ({PREFIX}MAX_STREAMS)"
         if self._per_address is not None and self._by_address[address] >= self._per_address:
@@ -69,6 +95,16 @@ class Limits:
         if subject is not None and self._per_subject is not None and self._by_subject[subject] >= self._per_subject:
             return f"of this subject ({PREFIX}MAX_STREAMS_PER_SUBJECT)"
         return None
+
+
+def check_admitted(path: str) -> None:
+    """Whether the request of this task may be served; a stream is refused in its own way, and health always told.
+
+    Raises:
+      HubFull: too many others are.
+    """
+    if server.is_turned_away() and path not in ALWAYS_SERVED:
+        raise HubFull("the server has as many requests as it has file descriptors for: try again in a moment")
 
 
 class Place:
@@ -86,13 +122,6 @@ class Place:
 
     def __exit__(self, *exc: object) -> None:
         self._limits.give_back(self._address, self._subject)
-
-
-def _what_descriptors_allow() -> int:
-    """As many as this process may have, once it has asked for all it may have, less the reserve."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return sys.maxsize if most == resource.RLIM_INFINITY else most - min(RESERVE, most // 4)
 
 
 def _decrease(counter: Counter[str], name: str) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from quart import Response
 
+from .. import server
 from ..event import EventID
 from . import problem
 
@@ -70,6 +71,12 @@ class Metrics(Collector):
         now = self._app.hub.statistics()
         yield GaugeMetricFamily("trio_sse_streams", "Open streams.", now.streams)
         yield CounterMetricFamily("trio_sse_refused", "Streams sent away for want of room.", self._app.limits.refused)
+        counted = self._app.limits.statistics
+        yield GaugeMetricFamily("trio_sse_counted_streams", "Streams that count against the caps.", counted.streams)
+        yield GaugeMetricFamily("trio_sse_counted_addresses", "Addresses that have them.", counted.addresses)
+        yield GaugeMetricFamily("trio_sse_counted_subjects", "Subjects of tokens that have them.", counted.subjects)
+        if (connections := server.connections()) is not None:
+            yield from _connections(connections)
         yield CounterMetricFamily("trio_sse_published", "Events published.", now.published)
         yield CounterMetricFamily("trio_sse_delivered", "Events handed to subscribers.", now.delivered)
         yield CounterMetricFamily("trio_sse_written", "Those of them written straight to a socket.", now.written)
@@ -78,3 +85,10 @@ class Metrics(Collector):
         yield GaugeMetricFamily("trio_sse_journal_events", "Events kept.", now.journal.events)
         yield GaugeMetricFamily("trio_sse_journal_bytes", "Bytes of events kept.", now.journal.bytes)
         yield GaugeMetricFamily("trio_sse_journal_topics", "Topics with events.", now.journal.topics)
+
+
+def _connections(now: server.IdleRow) -> Iterator[Metric]:
+    yield GaugeMetricFamily("trio_sse_connections", "Open connections.", now.open)
+    yield GaugeMetricFamily("trio_sse_connections_waiting", "Those of them that wait for a request.", now.waiting)
+    yield CounterMetricFamily("trio_sse_evicted", "Connections ended to make room for another.", now.evicted)
+    yield CounterMetricFamily("trio_sse_turned_away", "Requests that came when too many were served.", now.turned_away)

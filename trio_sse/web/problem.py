@@ -16,6 +16,7 @@ from werkzeug.exceptions import (
     RequestTimeout,
 )
 
+from .. import seldom
 from ..errors import TrioSSEError
 from ..wire import MAX_DATA
 
@@ -67,5 +68,5 @@ async def from_http(error: HTTPException) -> Response:
 
 async def from_bug(error: Exception) -> Response:
     """What nobody expected: the log has it, the client is told no more than that."""
-    log.error("a request to %r failed", request.path, exc_info=error)
+    seldom.say(log, "a request to %r failed", request.path, error=error)
     return respond(500, "the server made a mistake, which is in its log")

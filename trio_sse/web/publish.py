@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import re
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Never
 
-import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.exceptions import NotFound
@@ -17,6 +16,7 @@ from werkzeug.routing import BaseConverter
 
 from ..errors import HubFailed, InvalidEvent, InvalidInput, InvalidToken, TrioSSEError
 from ..event import DEFAULT_TYPE, Event, EventID
+from ..expiry import Expiry
 from ..hub import check_publishable
 from ..topic import Selector, topic_from_path
 from ..wire import CONTENT_TYPE, Decoder
@@ -165,7 +165,7 @@ class _Acknowledgements(ResponseBody):
 
     def __init__(self, hub: Hub, topic: str, incoming: Incoming, expires_at: int | None) -> None:
         self._hub, self._topic, self._incoming = hub, topic, incoming
-        self._deadline = math.inf if expires_at is None else trio.current_time() + expires_at - time.time()
+        self._expiry = None if expires_at is None else Expiry(expires_at - time.time())
         self._decoder = Decoder(errors="strict")
         self._count = 0
         self._last: EventID | None = None
@@ -209,16 +209,17 @@ class _Acknowledgements(ResponseBody):
 
     async def _read(self) -> bytes:
         """What is here of the body, at least some; nothing, and a fault, if the token or the hub ends before it."""
-        with self._hub.cancelled_on_ending() as scope:
-            scope.deadline = self._deadline
-            body = await self._incoming.read()
-            while len(body) < COMMIT_BYTES and (piece := self._incoming.read_nowait()):
-                body += piece
-            return body
-        if self._hub.ending is None:
-            self._fault = InvalidToken("the token has expired: get a new one, and send the rest with it")
-        else:
-            self._fault = HubFailed("the server is going away: send the rest again in a moment")
+        while self._fault is None:
+            with self._hub.cancelled_on_ending() as scope:
+                with contextlib.nullcontext() if self._expiry is None else self._expiry.ends(scope):
+                    body = await self._incoming.read()
+                while len(body) < COMMIT_BYTES and (piece := self._incoming.read_nowait()):
+                    body += piece
+                return body
+            if self._hub.ending is not None:
+                self._fault = HubFailed("the server is going away: send the rest again in a moment")
+            elif self._expiry is not None and self._expiry.has_passed():
+                self._fault = InvalidToken("the token has expired: get a new one, and send the rest with it")
         return b""
 
     async def _commit(self, piece: bytes) -> int | str | None:

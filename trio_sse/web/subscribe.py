@@ -12,7 +12,7 @@ from ..event import EventID
 from ..stream import EventStream
 from ..subscription import EARLIEST
 from ..topic import inbox, parse_selectors
-from .caller import parameters
+from .caller import address_of, parameters
 
 if TYPE_CHECKING:
     from . import TrioSSE
@@ -33,11 +33,10 @@ def add_routes(app: TrioSSE) -> None:
         selectors = grant.readable(parse_selectors(topics))
         subscription = app.hub.subscribe(*selectors, last_event_id=_cursor(values))
         await subscription.locate()
-        address = request.scope["client"][0] if request.scope["client"] else ""
         return EventStream(
             subscription,
             expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time(),
-            while_open=app.limits.place(address, grant.subject),
+            while_open=app.limits.place(address_of(request, app.settings.trusted_proxies), grant.subject),
         )
 
 
