@@ -64,9 +64,10 @@ class Running:
         self._core = core
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+        self._holder = socket.socket()  # of its port, so that nobody is given it before it is started or meanwhile
+        self._holder.bind(("127.0.0.1", 0))
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.port: int = self._holder.getsockname()[1]
 
     @property
     def pid(self) -> int:
@@ -109,6 +110,11 @@ class Running:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    def close(self) -> None:
+        """End it, and give up its port."""
+        self.kill()
+        self._holder.close()
+
 
 @contextlib.contextmanager
 def running(server: Server, core: int) -> Iterator[Running]:
@@ -123,7 +129,7 @@ def running(server: Server, core: int) -> Iterator[Running]:
             process.start()
             yield process
         finally:
-            process.kill()
+            process.close()
 
 
 @contextlib.contextmanager
