@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 BIND := 127.0.0.1:8000
-APT_TESTS := chromium fonts-liberation
+APT_TESTS := chromium fonts-liberation nginx-light faketime iproute2
 APT_BENCH := nginx libnginx-mod-nchan golang-go
 
 .DEFAULT_GOAL := help
@@ -17,9 +17,11 @@ serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND
 
 test: $(VENV)/installed-dev ## all tests, those in a browser too
 	@.ci/packages $(APT_TESTS)
-	@$(BIN)/python -m pytest -n 3 --dist loadscope --cov --cov-report=term
+	@rm -f .coverage.*
+	@$(BIN)/python -m pytest -n 4 --dist loadscope --cov --cov-report=term
 
 prove: $(VENV)/installed-dev ## the long proofs: what is promised, at full size
+	@.ci/packages $(APT_TESTS)
 	@$(BIN)/python -m pytest -m proof
 
 lint: $(VENV)/installed-dev ## style, format and types
