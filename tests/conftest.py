@@ -13,15 +13,26 @@ from email.message import Message
 from typing import Any, Self
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from trio_sse.auth import Authority
 
 from .serving import Server, serving
 
-WITHIN_S = 10.0
+WITHIN_S = 30.0
 """How long a test waits for what should come at once."""
 
+STALL_S = 5.0
+"""So long a busy machine may stand still; the limit of what is promised in time is twice the promise, and this."""
+
 KEY = "an example key, long enough to sign with"
+
+# A suite must not fail by chance: the same examples in every run, and none of them too slow.
+# For others, `pytest --hypothesis-profile=default`.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 _names = itertools.count(1)
 

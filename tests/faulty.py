@@ -80,7 +80,9 @@ class Faulty:
                 length = _LENGTH.search(head)
                 wanted = int(length[1]) if length else 0
                 while len(data) < wanted:
-                    data += sock.recv(65536)
+                    if not (piece := sock.recv(65536)):
+                        return
+                    data += piece
                 if self.accept.split()[1][0] == "2":
                     self.publish(data[:wanted])
                 data = data[wanted:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -20,17 +21,30 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 30
+START_SECONDS = 60
+
+_held = contextlib.ExitStack()
+atexit.register(_held.close)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody holds, and that the kernel gives to no client meanwhile."""
+    """A TCP port of the loopback address that nobody holds, and that nobody else is given while this process lives.
+
+    The kernel gives it to no client, and no other process of the tests finds it free: it stays bound here. Who sets
+    SO_REUSEADDR, as servers do, may listen on it all the same.
+    """
     below_the_ephemeral = range(12_000, 32_000)
     while True:
         port = random.choice(below_the_ephemeral)
-        with socket.socket() as sock, contextlib.suppress(OSError):
+        sock = socket.socket()
+        try:
             sock.bind(("127.0.0.1", port))
-            return port
+        except OSError:
+            sock.close()
+            continue
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # only now: it may not share a port itself
+        _held.enter_context(sock)
+        return port
 
 
 class Server:
@@ -65,7 +79,7 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(self.url + self.ready_path).status_code < 500:
+                if httpx.get(self.url + self.ready_path, timeout=10).status_code < 500:
                     return
             if self.process.poll() is not None:
                 break
@@ -79,9 +93,13 @@ class Server:
     def workers(self) -> list[int]:
         """Process ids of the workers: those children of the parent that are not its resource tracker."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-        return [int(pid) for pid, command in commands.items() if b"resource_tracker" not in command]
+        found = []
+        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):  # it has just gone
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if command and b"resource_tracker" not in command:
+                    found.append(int(pid))
+        return found
 
     def kill(self) -> None:
         """SIGKILL to the parent and every worker at once, as a power cut would."""

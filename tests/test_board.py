@@ -17,13 +17,14 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, e
 from trio_sse.auth import Authority
 
 from .chromium import CHROMIUM, FLAGS, in_chromium
+from .nginx import behind_nginx, in_front_of
 from .serving import Server, serving
 
 EVENTS = "**/events?*"
 
 pytestmark = in_chromium
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=30_000)
 
 
 def cut(route: Route) -> None:
@@ -165,15 +166,15 @@ def publish(server: Server, room: str) -> Publish:
 
     def publish(text: str, url: str = server.url) -> None:
         message = {"name": "Grace", "author": "guest-grace", "text": text}
-        httpx.post(f"{url}/topics/{room}", json=message).raise_for_status()
+        httpx.post(f"{url}/topics/{room}", json=message, timeout=30).raise_for_status()
 
     return publish
 
 
 def wait_for_subscribers(server: Server, topic: str, number: int) -> None:
     """Return when the hub counts this many; it may take it a moment to notice who left."""
-    deadline = time.monotonic() + 10
-    while (here := httpx.get(f"{server.url}/topics/{topic}").json()["subscribers"]) != number:
+    deadline = time.monotonic() + 30
+    while (here := httpx.get(f"{server.url}/topics/{topic}", timeout=30).json()["subscribers"]) != number:
         assert time.monotonic() < deadline, f"{here} subscribers instead of {number}"
         time.sleep(0.02)
 
@@ -241,6 +242,12 @@ def test_history_is_not_read_out_but_news_are(visit: Visit, room: str, publish: 
     """The live region is off while history comes in, and polite after that."""
     publish("history")
     ada = visit()
+
+    def patient(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("const QUIET = 300;", "const QUIET = 2_000;"))
+
+    ada.page.route("**/board.js", patient)  # on a busy machine the history may come late
     ada.page.add_init_script(
         """addEventListener("DOMContentLoaded", () => {
             const log = document.getElementById("log");
@@ -465,6 +472,28 @@ def test_a_closed_event_source_is_replaced_at_its_cursor(visit: Visit, room: str
     assert len(refused) == 2
     streams = [parse_qs(urlsplit(url).query) for url in ada.addresses if "/events?" in url]
     assert streams[-1]["last_event_id"] == [cursor]
+
+
+@behind_nginx
+def test_a_page_left_with_a_502_comes_back(
+    visit: Visit, room: str, publish: Callable[..., None], tmp_path: Path
+) -> None:
+    """An nginx without its hub ends the page's EventSource; another one comes, with what was said meanwhile."""
+    with serving(folder=tmp_path) as hub, in_front_of(hub, folder=tmp_path) as nginx:
+        ada = visit(server=nginx)
+        ada.arrive(room)
+        publish("before", nginx.url)
+        expect(ada.texts).to_have_text(["before"])
+        with ada.page.expect_response(lambda answer: "/events?" in answer.url and answer.status == 502):
+            hub.kill()
+        expect(ada.link).to_have_text("reconnecting")
+        hub.start()
+        publish("meanwhile", hub.url)
+        expect(ada.texts).to_have_text(["before", "meanwhile"])
+        expect(ada.link).to_have_text("live")
+        ada.say("I am still here")
+        expect(ada.texts).to_have_text(["before", "meanwhile", "I am still here"])
+        expect(ada.page.locator(".gap")).to_have_count(0)
 
 
 def test_an_expired_session_is_renewed(visit: Visit, room: str, publish: Publish) -> None:

@@ -337,3 +337,23 @@ async def test_who_left_is_not_remembered() -> None:
     del outlet
     gc.collect()
     assert gone() is None
+
+
+async def test_an_outlet_that_fails_is_ended_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """The others get the batch, those behind it too, and the log has one traceback."""
+
+    class Broken(ChannelOutlet):
+        def offer(self, batch: Batch) -> Taken:
+            raise ZeroDivisionError
+
+    broadcaster = Broadcaster()
+    before = attached(broadcaster, "a")
+    broken = Broken(parse_selectors(["a"]), 10)
+    broadcaster.attach(broken)
+    behind = attached(broadcaster, "a")
+    await broadcaster.deliver([record(1)])
+    await broadcaster.deliver([record(2)])
+    assert [r.id.seq for r in received(before)] == [r.id.seq for r in received(behind)] == [1, 2]
+    assert broken.reason == "failed"
+    assert broadcaster.outlets == 2
+    assert len(caplog.records) == 1

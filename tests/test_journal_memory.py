@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
+from trio_sse.event import ORIGIN
 from trio_sse.journal import Journal, Retention, memory, open_journal
 from trio_sse.journal.memory import MemoryJournal
 from trio_sse.testing import JournalContract, WallClock, data_of, draft, read_all
@@ -18,6 +19,18 @@ class TestMemoryJournal(JournalContract):
 
     def open_journal(self, retention: Retention, clock: Callable[[], float]) -> AbstractAsyncContextManager[Journal]:
         return open_journal("memory:", retention=retention, clock=clock)
+
+
+async def test_pages_are_bounded_in_bytes() -> None:
+    """A reader of large events gets them in small pages, all of them: what it stops at keeps no more from going."""
+    async with open_journal("memory:") as journal:
+        for topic in ("a", "b", "a", "b", "a"):
+            await journal.append([draft(topic, "x" * 600_000)])
+        for selectors in (["a"], ["a", "b"]):
+            page = await journal.read(parse_selectors(selectors), ORIGIN, 100)
+            assert len(page.records) == 1
+            assert page.more
+        assert len(await read_all(journal, "a", "b")) == 5
 
 
 async def test_forgotten_topics_leave_one_coarse_floor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,11 +47,12 @@ def test_the_hub_passes(server: Server, options: list[str]) -> None:
     assert 0 < told["p50_ms"] <= told["p99_ms"]
 
 
-def test_everything_at_once(server: Server) -> None:
+def test_everything_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow clients, churn and a storm, on two topics that are streamed to, with a token."""
+    monkeypatch.setattr("trio_sse.load.engine.LINGER_S", 3.0)  # so that who left last is back by then
     options = ["--slow=2", "--churn=10/s", "--reconnect-storm", "--topic=x", "--topic=y", "--stream"]
     told = load(server, *options, f"--token={sign(publish=['**'], subscribe=['**'])}")
-    assert told["left"] == told["reopened"] > 28
+    assert told["left"] == told["reopened"] >= 28
     assert told["delivered"] == 15 * 50
 
 
@@ -97,7 +97,7 @@ def test_a_restart_is_survived(own: Server) -> None:
     """Streams that the hub ends with a goodbye come back, and nothing that it took is lost."""
     script = Script(own, "--clients=10", "--rate=20", "--duration=5")
     assert eventually(lambda: metric(own, "trio_sse_streams") == 10)
-    time.sleep(0.5)
+    assert eventually(lambda: metric(own, "trio_sse_published_total") > 0)
     own.terminate()
     own.start()
     status, told, _ = script.end()
@@ -112,7 +112,7 @@ def test_ctrl_c_ends_it_in_order(own: Server) -> None:
     """It publishes no more, waits for what is under way, and tells what there was; the status follows that."""
     script = Script(own, "--clients=5", "--duration=60")
     assert eventually(lambda: metric(own, "trio_sse_streams") == 5)
-    time.sleep(0.5)
+    assert eventually(lambda: metric(own, "trio_sse_published_total") > 0)
     script.process.send_signal(signal.SIGINT)
     status, told, errors = script.end()
     assert (status, told["lost"]) == (0, 0)

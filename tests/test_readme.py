@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving import ROOT, Server, free_port, serving
+from tests.serving import ROOT, START_SECONDS, Server, free_port, serving
 from trio_sse.settings import PREFIX, Settings
 
 README = (ROOT / "README.md").read_text()
@@ -42,9 +44,15 @@ def test_each_curl_works_without_configuration(server: Server, command: str) -> 
     """Every command answers 2xx on a server that was only started."""
     assert "localhost:8000" in command
     command = command.replace("localhost:8000", f"127.0.0.1:{server.port}")
-    command = command.replace("curl ", "curl -sS -m 1 -o /dev/null -w '%{http_code}' ")
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout in ("200", "201"), done.stderr
+    command = command.replace("curl ", "curl -sS -D - -o /dev/null ")
+    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True, start_new_session=True) as shell:
+        assert shell.stdout is not None
+        try:
+            heads = iter(shell.stdout.readline, "")
+            final = next(head for head in heads if re.match(r"HTTP/1.1 [^1]", head))
+        finally:  # a stream has no end
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert final.split()[1] in ("200", "201")
 
 
 def test_the_token_example_works(tmp_path: Path) -> None:
@@ -68,7 +76,7 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     code = code.replace("app.run_task", f"app.run_task, '127.0.0.1', {port}")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
                 with httpx.stream("GET", f"http://127.0.0.1:{port}/news") as response:

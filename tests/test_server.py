@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -17,15 +18,14 @@ import httpx
 import hypercorn.trio.run as run
 import pytest
 import trio
-from h2.connection import H2Connection
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
+from tests.conftest import STALL_S
 from tests.serving import Server, free_port, make_certificate, serving
 from trio_sse import server as room
 from trio_sse.event import Event
-from trio_sse.server.worker import BACKLOG
-from trio_sse.server.writes import Allowance
+from trio_sse.server.worker import BACKLOG, HANDLERS_SHARE
 from trio_sse.wire import Decoder
 
 T = TypeVar("T")
@@ -102,12 +102,12 @@ class Reader:
 
 
 def worker(server: Server) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{server.url}/test/worker").json()
+    answer: dict[str, Any] = httpx.get(f"{server.url}/test/worker", timeout=30).json()
     return answer
 
 
 def publish(server: Server, data: str, topic: str = "lobby") -> str:
-    response = httpx.post(f"{server.url}/topics/{topic}", content=data)
+    response = httpx.post(f"{server.url}/topics/{topic}", content=data, timeout=30)
     assert response.status_code == 201, response.text
     return str(response.json()["id"])
 
@@ -128,64 +128,15 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 # -- the guard ----------------------------------------------------------------------------------------------
 
-UPGRADE_TO_NOTHING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n"
-WEBSOCKET_JUNK = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" + b"\xff" * 200
-)
 
+def test_a_request_of_too_many_fields_is_refused(server: Server) -> None:
+    """Each costs memory for as long as its request lasts, far more than the bytes that were sent."""
 
-def h2_request(path: bytes, *, late_data: bool = False) -> bytes:
-    """An HTTP/2 connection with prior knowledge and one request."""
-    connection = H2Connection()
-    connection.config.header_encoding = None
-    connection.config.validate_outbound_headers = False
-    connection.config.normalize_outbound_headers = False
-    connection.initiate_connection()
-    method = b"POST" if late_data else b"GET"
-    headers = [(b":method", method), (b":path", path), (b":scheme", b"http"), (b":authority", b"x")]
-    connection.send_headers(1, headers, end_stream=not late_data)
-    return connection.data_to_send()
+    def ask(fields: int) -> int:
+        return httpx.get(f"{server.url}/healthz", headers={f"x-{number}": "y" for number in range(fields)}).status_code
 
-
-def h2_data() -> bytes:
-    """A DATA frame on stream 1."""
-    return b"\x00\x00\x05\x00\x00\x00\x00\x00\x01hello"
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        [UPGRADE_TO_NOTHING],
-        [WEBSOCKET_JUNK],
-        [h2_request(b"/\xff")],
-        [h2_request(b"/nowhere", late_data=True), h2_data(), h2_data()],
-    ],
-    ids=["h2c upgrade", "websocket junk", "h2 path", "h2 late data"],
-)
-def test_a_malformed_request_ends_its_own_connection_and_nothing_else(server: Server, attack: list[bytes]) -> None:
-    """A stream on another connection loses nothing, the process is the same, and the log has one line at most."""
-    pid, lines = worker(server)["pid"], len(server.log().splitlines())
-    reader = Reader(server)
-    for _ in range(3):
-        attacker = connect(server)
-        for piece in attack:
-            attacker.sendall(piece)
-            time.sleep(0.1)  # the last piece must come after the response
-        attacker.close()
-        id = publish(server, "still here")
-        reader.until(f"id: {id}".encode())
-    assert worker(server)["pid"] == pid
-    assert len(server.log().splitlines()) - lines <= 3
-
-
-def test_the_guard_says_what_ended_a_connection(server: Server) -> None:
-    """One line names the exception, without a traceback."""
-    attacker = connect(server)
-    attacker.sendall(UPGRADE_TO_NOTHING)
-    log = eventually(server.log, lambda log: "one connection ended by Error" in log)
-    assert "one connection ended by Error" in log
-    assert "Traceback" not in log
+    assert ask(240) == 200
+    assert ask(300) == 431
 
 
 def test_a_view_sees_its_connection_under_any_framework(tmp_path: Path) -> None:
@@ -198,7 +149,7 @@ def test_the_kernel_looks_for_vanished_peers(tmp_path: Path) -> None:
     """Whether we write to a peer or only listen to it, its silence ends within a bounded time."""
     with serving("tests.plain_app:app", folder=tmp_path, env=MEMORY, ready_path="/") as running:
         options = httpx.get(f"{running.url}/options").json()
-        assert options == {"TCP_USER_TIMEOUT": 20_000, "TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "SO_KEEPALIVE": 1}
+        assert options == {"TCP_USER_TIMEOUT": 20_000, "TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 1, "SO_KEEPALIVE": 1}
 
 
 def test_an_unknown_hypercorn_is_left_as_it_is(
@@ -225,26 +176,32 @@ def test_a_stream_that_is_never_read_is_let_go(server: Server) -> None:
 
 def test_a_page_that_is_never_read_is_let_go(server: Server) -> None:
     """The write deadline holds for every route: pipelined pages are given up like a stream."""
-    baseline = worker(server)["descriptors"]
+    baseline = min(worker(server)["descriptors"] for _ in range(10))
     client = connect(server, receive_buffer=4096)
     for _ in range(900):
         client.sendall(b"GET /board.js HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert eventually(lambda: worker(server)["descriptors"], lambda n: n > baseline, within=2) > baseline
-    assert eventually(lambda: worker(server)["descriptors"], lambda n: n <= baseline, within=10) <= baseline
+    assert client.recv(1)  # it is being answered
+    assert eventually(lambda: worker(server)["descriptors"], lambda n: n <= baseline, within=30) <= baseline
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while data := client.recv(65536):
+            got += data
+    assert got.count(b"HTTP/1.1 200") < 900
 
 
-def test_a_slow_reader_that_keeps_reading_is_not_cut(server: Server) -> None:
+def test_a_slow_reader_that_keeps_reading_is_not_cut(tmp_path: Path) -> None:
     """A large event takes longer than the write timeout to a slow reader, and arrives whole."""
-    reader = Reader(server, "/events?topic=slow", read=False)
-    reader.until(b"\n\n")
-    publish(server, "x" * 600_000, "slow")
-    began = time.monotonic()
-    while reader.received.count(b"x") < 600_000:
-        data = reader.socket.recv(16384)
-        assert data
-        reader.received += data
-        time.sleep(0.05)  # this is what makes the reader slow
-    assert time.monotonic() - began > 2
+    with serving(APP, folder=tmp_path, env={**MEMORY, "TRIO_SSE_WRITE_TIMEOUT_S": "3"}) as server:
+        reader = Reader(server, "/events?topic=slow", read=False)
+        reader.until(b"\n\n")
+        publish(server, "x" * 600_000, "slow")
+        began = time.monotonic()
+        while reader.received.count(b"x") < 600_000:
+            data = reader.socket.recv(4096)
+            assert data
+            reader.received += data
+            time.sleep(0.03)  # this is what makes the reader slow
+        assert time.monotonic() - began > 3 + 1
 
 
 def test_over_tls_a_reader_gets_its_events_and_who_never_reads_is_let_go(tmp_path: Path) -> None:
@@ -278,17 +235,6 @@ def test_over_tls_a_reader_gets_its_events_and_who_never_reads_is_let_go(tmp_pat
         server.kill()
 
 
-def test_too_little_over_a_minute_is_too_little() -> None:
-    """Less than 1 KiB/s, over a minute in which bytes waited, is the end; more begins a new minute."""
-    slow, fast = Allowance(), Allowance()
-    slow.add(30_000, 61)
-    fast.add(70_000, 61)
-    assert slow.is_spent()
-    assert not fast.is_spent()
-    fast.add(100, 30)
-    assert not fast.is_spent()
-
-
 # -- the end ------------------------------------------------------------------------------------------------
 
 
@@ -306,18 +252,8 @@ def test_a_shutdown_says_goodbye_and_exits_cleanly(own_server: Server, number: s
         assert (goodbye.type, goodbye.data) == ("trio-sse.goodbye", '{"reason": "shutdown"}')
         retries.add(goodbye.retry)
     assert len(retries) > 5
-    assert own_server.process.wait(10) == 0
-    assert time.monotonic() - began < 2 * (1 + 1)
-
-
-def test_a_signal_to_the_whole_group_says_goodbye_too(own_server: Server) -> None:
-    """A supervisor that signals parent and worker alike, as systemd does, ends the streams as cleanly."""
-    reader = Reader(own_server)
-    assert own_server.process is not None
-    os.killpg(own_server.process.pid, signal.SIGTERM)
-    assert reader.rest().endswith(b"\r\n0\r\n\r\n")
-    assert reader.events()[-1].type == "trio-sse.goodbye"
-    assert own_server.process.wait(10) == 0
+    assert own_server.process.wait(30) == 0
+    assert time.monotonic() - began < 2 * (1 + 1) + STALL_S
 
 
 def test_a_reader_behind_a_pipelined_request_is_let_go(server: Server) -> None:
@@ -329,47 +265,10 @@ def test_a_reader_behind_a_pipelined_request_is_let_go(server: Server) -> None:
         reader.socket.close()
     publish(server, "the write that fails")
     publish(server, "the write that is noticed")
-    after = eventually(lambda: worker(server), lambda now: bool(now["tasks"] <= baseline["tasks"]))
-    assert after["tasks"] <= baseline["tasks"]
-    assert after["descriptors"] <= baseline["descriptors"]
+    keys = ("tasks", "descriptors")
+    after = eventually(lambda: worker(server), lambda now: all(now[key] <= baseline[key] for key in keys), within=30)
+    assert all(after[key] <= baseline[key] for key in keys)
     assert after["pid"] == baseline["pid"]
-
-
-def test_a_shutdown_ends_a_publishers_stream(own_server: Server) -> None:
-    """What was acknowledged stands, then a problem says where to go on; the server does not wait for the publisher."""
-    publisher = connect(own_server)
-    publisher.sendall(
-        b"POST /topics/lobby HTTP/1.1\r\nHost: x\r\nContent-Type: text/event-stream\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: x\n\n\r\n"
-    )
-    received = b""
-    while b"acked" not in received:
-        received += publisher.recv(65536)
-    began = time.monotonic()
-    assert own_server.process is not None
-    own_server.process.terminate()
-    while data := publisher.recv(65536):
-        received += data
-    assert b'"status": 503' in received
-    assert b"send the rest again" in received
-    assert own_server.process.wait(10) == 0
-    assert time.monotonic() - began < 2 * (1 + 1)
-
-
-def test_a_shutdown_does_not_wait_for_who_never_reads(own_server: Server) -> None:
-    """Streams and pages whose bytes nobody takes are given up when the drain time is over."""
-    for _ in range(10):
-        Reader(own_server, "/events?topic=flood", read=False)
-    eventually(lambda: worker(own_server)["streams"], lambda streams: streams == 10)
-    for _ in range(10):
-        publish(own_server, "x" * 1_000_000, "flood")
-    pages = [connect(own_server, receive_buffer=4096) for _ in range(10)]
-    for page in pages:
-        for _ in range(300):
-            page.sendall(b"GET /board.js HTTP/1.1\r\nHost: x\r\n\r\n")
-    began = time.monotonic()
-    assert own_server.terminate() == 0
-    assert time.monotonic() - began < 2 * (1 + 1)
 
 
 def test_a_foreign_stream_says_goodbye_too(tmp_path: Path) -> None:
@@ -381,11 +280,11 @@ def test_a_foreign_stream_says_goodbye_too(tmp_path: Path) -> None:
         running.process.terminate()
         assert reader.rest().endswith(b"\r\n0\r\n\r\n")
         assert reader.events()[-1].type == "trio-sse.goodbye"
-        assert running.process.wait(10) == 0
+        assert running.process.wait(30) == 0
 
 
 def test_streams_are_given_the_drain_time_and_a_longer_queue() -> None:
-    """The graceful timeout lies behind our goodbyes, and the kernel keeps more connections than a hundred."""
+    """The graceful timeout is a share of it, and the kernel keeps more connections than a hundred."""
     config = Config()
     config.bind = [f"127.0.0.1:{free_port()}"]
     sockets = config.create_sockets()
@@ -405,7 +304,7 @@ def test_streams_are_given_the_drain_time_and_a_longer_queue() -> None:
         await run.worker_serve(wrap_app(application, 0, "asgi"), config, sockets=sockets, shutdown_trigger=at_once)
 
     trio.run(main)
-    assert config.graceful_timeout == 7.5
+    assert config.graceful_timeout == 7 * HANDLERS_SHARE
     assert config.backlog == BACKLOG
     for sock in sockets.insecure_sockets:
         sock.close()
@@ -419,30 +318,10 @@ def test_a_worker_whose_parent_was_killed_ends_too(own_server: Server) -> None:
     os.kill(own_server.process.pid, signal.SIGKILL)
     own_server.process.wait()
     assert b"trio-sse.goodbye" in reader.rest()
-    assert eventually(lambda: gone(pid), bool, within=5)
+    assert eventually(lambda: gone(pid), bool, within=30)
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", own_server.port))
-
-
-def test_a_failed_hub_is_replaced(own_server: Server) -> None:
-    """Streams end with a goodbye, the worker ends, and Hypercorn's parent starts a fresh one that serves."""
-    pid = worker(own_server)["pid"]
-    reader = Reader(own_server)
-    httpx.post(f"{own_server.url}/test/break")
-    assert b'{"reason": "failed"}' in reader.rest()
-
-    def served_by() -> int | None:
-        try:
-            return int(worker(own_server)["pid"])
-        except httpx.TransportError:
-            return None
-
-    assert eventually(served_by, lambda found: found not in (None, pid), within=20) not in (None, pid)
-    assert httpx.get(f"{own_server.url}/readyz").status_code == 200
-    publish(own_server, "back")
-    assert own_server.process is not None
-    assert own_server.process.poll() is None
 
 
 def test_a_journal_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
@@ -508,11 +387,3 @@ def test_many_streams_get_every_event_and_leave_nothing(own_server: Server) -> N
 def test_two_thousand_streams_get_every_event_and_leave_nothing(own_server: Server) -> None:
     """The same at full length: 2,000 streams, 20 events at one a second."""
     _many_streams_get_everything(own_server, streams=2000, events=20, every_s=1)
-
-
-def test_a_second_worker_is_refused(tmp_path: Path) -> None:
-    """Two hubs that know nothing of each other would lose events in silence, so start-up ends."""
-    server = Server(folder=tmp_path, env=MEMORY, args=("--workers", "2"))
-    with pytest.raises(RuntimeError):
-        server.start()
-    assert "run one worker, not 2" in server.log()

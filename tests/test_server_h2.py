@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 from h2.settings import SettingCodes, Settings
+from hypercorn.protocol.h2 import H2Protocol
 
-from tests.conftest import KEY, ask, bearer, eventually, publish, sign
+from tests.conftest import KEY, STALL_S, ask, bearer, eventually, publish, sign
+from tests.fuzzing import PREFACE, frame, header_block
 from tests.serving import Server, serving
+from trio_sse.server import guard_hypercorn
+from trio_sse.server.connection import _read_size
 
 MIB = 1024 * 1024
 WRITE_TIMEOUT_S = 2
@@ -136,7 +143,7 @@ def test_a_frozen_client_makes_nothing_grow_and_is_let_go(server: Server) -> Non
     for _ in range(100):
         publish(server, "frozen", "x" * 900_000)
     assert resident(pid) - before < 50 * MIB
-    assert eventually(lambda: worker(server)["streams"] == 0, within=4 * WRITE_TIMEOUT_S)
+    assert eventually(lambda: worker(server)["streams"] == 0, within=2 * WRITE_TIMEOUT_S + STALL_S)
     client.socket.close()
 
 
@@ -161,7 +168,90 @@ def test_leaving_before_the_last_message_leaves_nothing(server: Server) -> None:
         assert client.read_until(lambda client=client: bool(client.answered))  # type: ignore[misc]
         client.socket.close()
     keys = ("tasks", "descriptors")
-    assert eventually(lambda: all(worker(server)[key] <= baseline[key] for key in keys), within=4 * WRITE_TIMEOUT_S)
+    assert eventually(
+        lambda: all(worker(server)[key] <= baseline[key] for key in keys), within=2 * WRITE_TIMEOUT_S + STALL_S
+    )
+
+
+def test_who_takes_back_whatever_it_asks_for_is_let_go(server: Server) -> None:
+    """A client that resets each request as it sends it ("rapid reset") has not begun thousands of them for long."""
+    baseline = worker(server)
+    client = Client(server)
+    client.open_stream("/events?topic=rash")  # so that the connection is not merely idle
+    for _ in range(400):
+        number = client.h2.get_next_available_stream_id()
+        pseudo = [(":method", "GET"), (":path", "/events?topic=rash"), (":scheme", "http"), (":authority", "x")]
+        client.h2.send_headers(number, pseudo, end_stream=True)
+        client.h2.reset_stream(number, 8)
+    with contextlib.suppress(ConnectionError):
+        client.flush()
+    assert client.read_until(lambda: client.closed)
+    client.socket.close()
+    assert eventually(lambda: worker(server)["tasks"] <= baseline["tasks"])
+
+
+def test_a_page_that_is_left_may_take_back_what_it_asked_for(server: Server) -> None:
+    """As many requests as it may have, unanswered, and any number of streams that had begun."""
+    client = Client(server)
+    stream = client.open_stream("/events?topic=kept")
+    for _ in range(210):
+        client.h2.reset_stream(client.open_stream("/events?topic=left"), 8)
+    for number in [client.ask("/events?topic=left") for _ in range(90)]:
+        client.h2.reset_stream(number, 8)
+    client.flush()
+    publish(server, "kept", "afterwards")
+    assert client.read_until(lambda: b"afterwards" in client.data[stream])
+    client.socket.close()
+
+
+def test_what_nobody_took_is_given_back_at_once(server: Server) -> None:
+    """Clients that ask for much and leave without reading cost memory while they are there, and not afterwards."""
+    for _ in range(60):
+        publish(server, "replayed", "x" * 4000)
+    pid = worker(server)["pid"]
+
+    def leave_much_unread() -> int:
+        for _ in range(3):
+            client = Client(server)
+            for _ in range(90):
+                client.ask("/events?topic=replayed&last_event_id=earliest")
+            assert eventually(lambda: worker(server)["streams"] == 90)
+            client.socket.close()
+            assert eventually(lambda: worker(server)["streams"] == 0)
+        return resident(pid)
+
+    before = leave_much_unread()
+    assert max(leave_much_unread() for _ in range(3)) - before < 25 * MIB
+
+
+def test_wishes_for_the_table_of_fields_do_not_pile_up(server: Server) -> None:
+    """A client that wishes for another size again and again gets an answer of the usual length."""
+    fields = [(b":method", b"GET"), (b":path", b"/healthz"), (b":scheme", b"http"), (b":authority", b"x")]
+    wishes = b"".join(frame(4, 0, 0, b"\x00\x01" + (4096 * (number % 2)).to_bytes(4, "big")) for number in range(2000))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(PREFACE + frame(4, 0, 0, b"") + wishes + frame(1, 5, 1, header_block(fields)))
+        received = b""
+        while (found := re.search(rb"(...)\x01\x04\x00\x00\x00\x01", received, re.DOTALL)) is None:
+            piece = client.recv(65536)
+            assert piece
+            received += piece
+    assert int.from_bytes(found[1], "big") < 500
+
+
+def test_what_became_of_streams_is_not_remembered_for_ever() -> None:
+    """A connection that had a million streams holds no more than one that had a thousand."""
+    guard_hypercorn(write_timeout_s=1, drain_s=1)
+    connection = H2Connection(H2Configuration(client_side=False))
+    for number in range(3000):
+        connection._closed_streams[number] = None
+    assert len(connection._closed_streams) == 1000
+
+
+def test_few_bytes_are_read_at_once() -> None:
+    """Frames can be small, and other connections have their turn only when those that were read are done."""
+    protocol: Any = object.__new__(H2Protocol)
+    server: Any = SimpleNamespace(protocol=SimpleNamespace(protocol=protocol))
+    assert _read_size(server) == 4096
 
 
 def test_a_reset_stream_does_not_spoil_the_connection(server: Server) -> None:
@@ -182,7 +272,7 @@ def test_a_reset_stream_does_not_spoil_the_connection(server: Server) -> None:
 
 def test_an_expired_token_ends_a_stream_that_is_not_read(server: Server) -> None:
     """A write that waits does not outlast the token: neither over HTTP/2 nor over HTTP/1.1."""
-    token = sign(ttl_s=2, subscribe=["expiring"])
+    token = sign(ttl_s=5, subscribe=["expiring"])
     began = time.monotonic()
     client = Client(server, window=10)
     client.ask("/events?topic=expiring", headers=bearer(token))
@@ -194,6 +284,6 @@ def test_an_expired_token_ends_a_stream_that_is_not_read(server: Server) -> None
     while time.monotonic() < began + 1.5:
         publish(server, "expiring", "x" * 500_000)
     assert eventually(lambda: worker(server)["streams"] == 0)
-    assert time.monotonic() - began < 2 + 2 * 1
+    assert time.monotonic() - began < 5 + 2 * 1 + STALL_S
     client.socket.close()
     plain.close()

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from hypercorn.trio.task_group import TaskGroup
 
-from trio_sse.server.idle import IdleRow, IdleTimer
+from trio_sse.server.admission import Capacity
+from trio_sse.server.drain import GRACE_S
+from trio_sse.server.idle import MOMENT_S, IdleRow, IdleTimer, accept
 
 from .conftest import Wire
 from .serving import Server, free_port, make_certificate, serving
 
 KEEP_ALIVE_S = 5.0
+
+ROOMY = Capacity(connections=100, busy=90, streams=80)
+
+
+_opened: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_all() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
 
 
 class Served:
@@ -27,10 +46,13 @@ class Served:
         self.config = SimpleNamespace(keep_alive_timeout=KEEP_ALIVE_S)
         self.timer = IdleTimer()
         self.closed_at: float | None = None
-        sock = trio.socket.socket()
+        inner = socket.socket()
+        _opened.append(inner)
+        sock = trio.socket.from_stdlib_socket(inner)
         self._really_close = sock.close
         sock.close = self._close  # type: ignore[method-assign]
         self.stream = trio.SocketStream(sock)
+        self.timer.enter(self)  # type: ignore[arg-type]
 
     def _close(self) -> None:
         self._really_close()
@@ -45,7 +67,7 @@ class Served:
 
 async def test_who_waits_too_long_is_ended_at_its_time(autojump_clock: trio.testing.MockClock) -> None:
     """Each connection has its whole keep-alive time, from when it began to wait."""
-    row = IdleRow()
+    row = IdleRow(ROOMY)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(row.run)
         served = [Served(row) for _ in range(3)]
@@ -60,7 +82,7 @@ async def test_who_waits_too_long_is_ended_at_its_time(autojump_clock: trio.test
 
 async def test_who_has_a_request_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:
     """While a request is served no time runs, and afterwards it runs anew."""
-    row = IdleRow()
+    row = IdleRow(ROOMY)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(row.run)
         served = Served(row)
@@ -83,20 +105,19 @@ async def test_a_workers_row_ends_with_it(autojump_clock: trio.testing.MockClock
     worker = SimpleNamespace(terminated=terminated)
     row = IdleRow.of(worker)
     assert IdleRow.of(worker) is row
-    early, late = Served(row), Served(row)
-    await early.wait()
+    early = Served(row)
     began = trio.current_time()
     await trio.sleep(KEEP_ALIVE_S + 1)
     assert early.closed_at == began + KEEP_ALIVE_S
-    await late.wait()
+    late = Served(row)
     terminated.set()
-    await trio.testing.wait_all_tasks_blocked()
-    assert late.closed_at == began + KEEP_ALIVE_S + 1
+    await trio.sleep(GRACE_S + 0.1)
+    assert late.closed_at == pytest.approx(began + KEEP_ALIVE_S + 1 + GRACE_S, abs=0.1)
 
 
 async def test_at_the_end_nobody_waits(autojump_clock: trio.testing.MockClock) -> None:
     """Those who wait are ended at once, and so is who begins to wait later."""
-    row = IdleRow()
+    row = IdleRow(ROOMY)
     began = trio.current_time()
     early, late = Served(row), Served(row)
     await early.wait()
@@ -107,7 +128,7 @@ async def test_at_the_end_nobody_waits(autojump_clock: trio.testing.MockClock) -
 
 async def test_the_rows_task_ends_with_its_worker(autojump_clock: trio.testing.MockClock) -> None:
     """In a process that serves again and again, none is left behind."""
-    row = IdleRow()
+    row = IdleRow(ROOMY)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(row.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -117,10 +138,120 @@ async def test_the_rows_task_ends_with_its_worker(autojump_clock: trio.testing.M
         nursery.cancel_scope.cancel()
 
 
+async def test_the_longest_waiting_makes_room(autojump_clock: trio.testing.MockClock) -> None:
+    """Who has a request is not ended for another, however long ago it came."""
+    row = IdleRow(Capacity(connections=3, busy=2, streams=1))
+    busy, first, second = Served(row), Served(row), Served(row)
+    await busy.timer.stop()
+    third, fourth = Served(row), Served(row)
+    closed = [each.closed_at is not None for each in (busy, first, second, third, fourth)]
+    assert closed == [False, True, True, False, False]
+    assert (row.open, row.waiting, row.evicted) == (3, 2, 2)
+
+
+async def test_who_comes_when_there_is_no_room_has_a_moment(autojump_clock: trio.testing.MockClock) -> None:
+    """Others are accepted no faster than those who wait can say what they want; but nobody holds them up for longer."""
+    row = IdleRow(Capacity(connections=8, busy=4, streams=2))
+    for _ in range(8):
+        await row.wait_room()
+        Served(row)
+    began = trio.current_time()
+    assert began == 0
+    for _ in range(4):
+        await row.wait_room()
+        Served(row)
+    assert trio.current_time() == began + MOMENT_S
+    await trio.sleep(MOMENT_S)
+    began = trio.current_time()
+    await row.wait_room()
+    assert trio.current_time() == began
+
+
+async def test_a_request_that_makes_too_many_busy_is_turned_away(autojump_clock: trio.testing.MockClock) -> None:
+    """Its connection counts as one that waits, so there is always one that can make room; the next is a new case."""
+    row = IdleRow(Capacity(connections=4, busy=2, streams=1))
+    one, two, three = Served(row), Served(row), Served(row)
+    for each in (one, two, three):
+        await each.timer.stop()
+    assert [each.timer.is_turned_away for each in (one, two, three)] == [False, False, True]
+    assert (row.open, row.waiting, row.turned_away) == (3, 1, 1)
+    await one.wait()
+    await three.timer.stop()
+    assert not three.timer.is_turned_away
+    await two.timer.stop()  # a second request over HTTP/2: its connection is busy already
+    assert not two.timer.is_turned_away
+    for each in (one, two, three):
+        each.timer.leave()
+    assert (row.open, row.waiting) == (0, 0)
+
+
+async def test_what_was_no_request_gives_no_more_time(autojump_clock: trio.testing.MockClock) -> None:
+    """The preface of HTTP/2 looks like one."""
+    row = IdleRow(ROOMY)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(row.run)
+        served = Served(row)
+        began = trio.current_time()
+        await trio.sleep(KEEP_ALIVE_S - 1)
+        await served.timer.stop()
+        served.timer.resume()
+        await trio.sleep(KEEP_ALIVE_S)
+        assert served.closed_at == began + KEEP_ALIVE_S
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_was_ended_is_counted_no_more(autojump_clock: trio.testing.MockClock) -> None:
+    """Also when its tasks, which have not heard of it, say that it waits."""
+    row = IdleRow(Capacity(connections=1, busy=1, streams=1))
+    one = Served(row)
+    two = Served(row)
+    await one.wait()
+    one.timer.resume()
+    assert (row.open, row.waiting) == (1, 1)
+    one.timer.leave()
+    two.timer.leave()
+    assert (row.open, row.waiting) == (0, 0)
+
+
+async def test_an_accept_that_fails_for_want_of_descriptors_makes_room(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else has opened more files than are kept for that; the log hears it once, without a traceback."""
+    row = IdleRow.of(SimpleNamespace(terminated=trio.Event()))
+    one, two = Served(row), Served(row)
+    left, right = trio.socket.socketpair()
+    full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    answers: list[Any] = [full, full, (left, None), OSError(errno.EINVAL, "broken")]
+
+    async def answer() -> Any:
+        await trio.lowlevel.checkpoint()
+        if isinstance(told := answers.pop(0), OSError):
+            raise told
+        return told
+
+    listener: Any = SimpleNamespace(socket=SimpleNamespace(accept=answer))
+    assert (await accept(listener)).socket is left
+    assert one.closed_at is not None
+    assert two.closed_at is not None
+    assert [record.getMessage() for record in caplog.records] == ["no connection can be accepted: Too many open files"]
+    with pytest.raises(OSError, match="broken"):
+        await accept(listener)
+    left.close()
+    right.close()
+
+
+@pytest.mark.parametrize("free", [0, 1, 10, 50, 230, 1_000, 20_000])
+def test_there_is_always_one_that_can_make_room(free: int) -> None:
+    """And something to serve with, however few descriptors there are."""
+    capacity = Capacity.of_descriptors(free)
+    assert 0 < capacity.streams < capacity.busy < capacity.connections
+    assert capacity.connections < max(5, free - min(16, free // 2) + 1)
+
+
 def test_over_tls_an_idle_connection_is_closed_too(tmp_path: Path) -> None:
     """When its keep-alive time is over."""
     certificate, secure = make_certificate(tmp_path), free_port()
-    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--keep-alive", "1")
+    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--keep-alive", "3")
     binds = ("--bind", f"127.0.0.1:{secure}", "--insecure-bind")
     server = Server(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "memory:"}, args=args)
     place = server.command.index("--bind")

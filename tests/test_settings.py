@@ -68,6 +68,7 @@ DEFAULTS = {
     "max_streams": None,
     "max_streams_per_ip": None,
     "max_streams_per_subject": None,
+    "trusted_proxies": (),
 }
 
 
@@ -231,6 +232,37 @@ def test_what_is_no_origin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     told = line(monkeypatch, ALLOW_ORIGINS=text)
     assert told.startswith("trio_sse: TRIO_SSE_ALLOW_ORIGINS: ")
     assert "is not an origin such as https://app.example" in told
+
+
+# -- proxies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "proxies"),
+    [
+        ("10.0.0.1", ("10.0.0.1/32",)),
+        (" 10.0.0.0/8 , ::1,", ("10.0.0.0/8", "::1/128")),
+        ("unix:,2001:db8::/32", ("unix:", "2001:db8::/32")),
+        ("::ffff:10.0.0.1,::ffff:10.0.0.0/104", ("10.0.0.1/32", "10.0.0.0/8")),
+        ("0.0.0.0/0", ("0.0.0.0/0",)),
+    ],
+)
+def test_proxies_are_addresses_and_networks(
+    monkeypatch: pytest.MonkeyPatch, text: str, proxies: tuple[str, ...]
+) -> None:
+    """Of either version; IPv4 in IPv6 is IPv4."""
+    assert tuple(str(each) for each in load(monkeypatch, TRUSTED_PROXIES=text).trusted_proxies) == proxies
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*", "localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.1:80", "unix:/run/hub.sock", "10.0.0.1;10.0.0.2", "1"],
+)
+def test_what_is_no_proxy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The line shows what is one."""
+    told = line(monkeypatch, TRUSTED_PROXIES=text)
+    assert told.startswith("trio_sse: TRIO_SSE_TRUSTED_PROXIES: ")
+    assert "is not an address such as 10.0.0.1" in told
 
 
 # -- what is wrong -------------------------------------------------------------------------------------------------

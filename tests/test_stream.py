@@ -13,8 +13,9 @@ import trio.testing
 from quart_trio import QuartTrio
 
 from trio_sse import Event, EventStream, open_hub, wire
+from trio_sse.foreign import Foreign, _Encoded
 from trio_sse.hub import Hub
-from trio_sse.stream import CHUNK_BYTES, StreamBody, _Encoded, _Foreign
+from trio_sse.stream import CHUNK_BYTES, StreamBody
 from trio_sse.testing import decode
 from trio_sse.ticker import MARGIN
 
@@ -173,7 +174,7 @@ async def test_an_event_received_at_the_moment_of_the_end_is_still_sent() -> Non
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
         frames = body._frames
-        assert isinstance(frames, _Foreign)
+        assert isinstance(frames, Foreign)
         frames._send.send_nowait(_Encoded(Event("last")))
         body.end("shutdown")
     assert [event.data for event in decode(chunks[0])] == ["last", '{"reason": "shutdown"}']

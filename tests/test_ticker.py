@@ -60,6 +60,21 @@ async def test_a_closed_stream_is_beaten_no_more(autojump_clock: trio.testing.Mo
     assert not any(ticker._wheel)
 
 
+async def test_a_worker_that_stood_still_does_not_make_up_for_it(mock_clock: trio.testing.MockClock) -> None:
+    """After minutes in which nothing ran, a stream has a heartbeat at once, and not one for each that it missed."""
+    ticker = Ticker(SILENCE_S)
+    listeners = [Listener() for _ in range(3)]
+    for listener in listeners:
+        ticker.add(listener)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ticker.run)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(10 * SILENCE_S)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    assert {len(listener.times) - 1 for listener in listeners} <= {1, 2}
+
+
 async def test_many_at_once_are_beaten_in_slices(autojump_clock: trio.testing.MockClock) -> None:
     """Another task gets its turn while ten thousand streams of one slot are beaten."""
     ticker = Ticker(SILENCE_S)

@@ -7,6 +7,7 @@ import json
 import re
 import selectors
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h2.config
@@ -14,19 +15,21 @@ import h2.connection
 import h2.events
 import pytest
 
-from .conftest import WITHIN_S, Listener, Wire, ask, eventually, last_event_id, publish, remains
+from .conftest import STALL_S, WITHIN_S, Listener, Wire, ask, eventually, last_event_id, publish, remains
 from .serving import Server, serving
 
 PROGRAM = """
 import gc
 import json
+import os
 import trio
 from quart import Response
 from quart.wrappers.response import ResponseBody
 from tests.apps import app
 from trio_sse.web import connection
 
-connection.LINGER_S = 3.0
+connection.LINGER_S = float(os.environ["LINGER_S"])
+connection.QUIET_S = float(os.environ["QUIET_S"])
 
 class Broken(ResponseBody):
     def __init__(self):
@@ -51,6 +54,7 @@ ended = []
 @app.get("/test/waits")
 async def waits():
     try:
+        ended.append("waiting")
         await trio.sleep_forever()
     finally:
         ended.append("cancelled")
@@ -68,13 +72,11 @@ async def kept():
 pytestmark = pytest.mark.usefixtures("baseline")
 KEEP_ALIVE_S = 1
 HEARTBEAT_S = 0.5
-ENV = {"TRIO_SSE_HEARTBEAT_S": str(HEARTBEAT_S)}
+ENV = {"TRIO_SSE_HEARTBEAT_S": str(HEARTBEAT_S), "LINGER_S": "3", "QUIET_S": "1"}
 ARGS = (
     *("--keep-alive", str(KEEP_ALIVE_S)),
     *("--access-logfile", "-", "--access-logformat", "%(R)s %(s)s"),
 )
-SOON_S = 0.9
-"""Before this, a close cannot come from the keep-alive time."""
 
 STREAM = b"data: x\n\n"
 KINDS = {
@@ -110,28 +112,35 @@ def used(server: Server, kind: str) -> Wire:
 # -- it closes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that by itself closes no connection in the time of a test."""
+    folder = tmp_path_factory.mktemp("patient")
+    (folder / "program.py").write_text(PROGRAM)
+    env = {"TRIO_SSE_JOURNAL": "memory:", **ENV, "LINGER_S": "60", "QUIET_S": "30"}
+    with serving("program:app", folder=folder, env=env, args=("--keep-alive", "600")) as server:
+        yield server
+        assert "Traceback" not in server.log()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_connection_close_closes(server: Server, kind: str) -> None:
+def test_connection_close_closes(patient: Server, kind: str) -> None:
     """A client that says ``Connection: close`` sees the end of the connection after its answer, at once."""
-    with Wire(server) as wire:
-        began = time.monotonic()
+    with Wire(patient) as wire:
         wire.send(asked(kind, header=b"Connection: close\r\n"))
         assert wire.rest().startswith(b"HTTP/1.1 ")
-        assert time.monotonic() - began < SOON_S
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_http_1_0_closes(server: Server, kind: str) -> None:
+def test_http_1_0_closes(patient: Server, kind: str) -> None:
     """After an answer to HTTP/1.0, whose end is the connection's, it is closed at once."""
-    with Wire(server) as wire:
-        began = time.monotonic()
+    with Wire(patient) as wire:
         wire.send(asked(kind, version=b"1.0"))
         assert b" 2" in wire.rest().partition(b"\r\n")[0] or kind == "refusal"
-        assert time.monotonic() - began < SOON_S
 
 
-def closed_after(wires: dict[str, Wire]) -> dict[str, float]:
-    """The seconds after which each connection is closed by the server, which says nothing more on it."""
+def closed_after(wires: dict[str, Wire], asked_at: dict[str, float]) -> dict[str, float]:
+    """The seconds from its request after which each is closed by the server, which says nothing more on it."""
     began = time.monotonic()
     seconds: dict[str, float] = {}
     with selectors.DefaultSelector() as selector:
@@ -139,9 +148,10 @@ def closed_after(wires: dict[str, Wire]) -> dict[str, float]:
             selector.register(wire.socket, selectors.EVENT_READ, kind)
         while len(seconds) < len(wires) and time.monotonic() - began < WITHIN_S:
             for key, _ in selector.select(timeout=0.1):
-                assert wires[key.data].socket.recv(1) == b""
+                with contextlib.suppress(ConnectionError):
+                    assert wires[key.data].socket.recv(1) == b""
                 selector.unregister(key.fileobj)
-                seconds[key.data] = time.monotonic() - began
+                seconds[key.data] = time.monotonic() - asked_at[key.data]
     return seconds
 
 
@@ -149,42 +159,53 @@ def check_closed_by_keep_alive(seconds: dict[str, float]) -> None:
     """Every kind was closed by the keep-alive time, neither before nor much later."""
     assert seconds.keys() == KINDS.keys()
     for kind, after in seconds.items():
-        assert SOON_S < after < 2 * KEEP_ALIVE_S, kind
+        assert KEEP_ALIVE_S <= after < 2 * KEEP_ALIVE_S + STALL_S, kind
+
+
+def all_used(server: Server, stack: contextlib.ExitStack) -> tuple[dict[str, Wire], dict[str, float]]:
+    """A used connection of each kind, and the time before its request."""
+    wires: dict[str, Wire] = {}
+    asked_at: dict[str, float] = {}
+    for kind in KINDS:
+        asked_at[kind] = time.monotonic()
+        wires[kind] = stack.enter_context(used(server, kind))
+    return wires, asked_at
 
 
 def test_an_idle_connection_closes(server: Server) -> None:
     """A used connection on which nothing more is asked is closed after the keep-alive time, not before."""
     with contextlib.ExitStack() as stack:
-        check_closed_by_keep_alive(closed_after({kind: stack.enter_context(used(server, kind)) for kind in KINDS}))
+        check_closed_by_keep_alive(closed_after(*all_used(server, stack)))
 
 
 def test_slow_headers_on_a_used_connection_close(server: Server) -> None:
     """A client that never finishes its second request's headers has no more time than an idle one."""
     with contextlib.ExitStack() as stack:
-        wires = {kind: stack.enter_context(used(server, kind)) for kind in KINDS}
+        wires, asked_at = all_used(server, stack)
         for wire in wires.values():
-            wire.send(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
-        check_closed_by_keep_alive(closed_after(wires))
+            with contextlib.suppress(ConnectionError):  # its time may be up by now
+                wire.send(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+        check_closed_by_keep_alive(closed_after(wires, asked_at))
 
 
 def test_http_2_without_a_request_closes(server: Server) -> None:
     """A client that only says which protocol it speaks has no more time than one that says nothing."""
     client = h2.connection.H2Connection()
     client.initiate_connection()
+    began = time.monotonic()
     with Wire(server) as wire:
-        began = time.monotonic()
         wire.send(client.data_to_send())
         wire.rest()
-        assert SOON_S < time.monotonic() - began < 2 * KEEP_ALIVE_S
+        assert KEEP_ALIVE_S <= time.monotonic() - began < 2 * KEEP_ALIVE_S + STALL_S
 
 
 # -- it does not close ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_connection_serves_one_request_after_another(server: Server, kind: str) -> None:
+def test_a_connection_serves_one_request_after_another(patient: Server, kind: str) -> None:
     """Three requests find the same connection open."""
-    with used(server, kind) as wire:
+    with used(patient, kind) as wire:
         for _ in range(2):
             wire.send(asked("answer"))
             assert wire.take(b"alive\n").startswith(b"HTTP/1.1 200 ")
@@ -222,9 +243,9 @@ def test_a_slow_publisher_outlives_the_keep_alive_time(server: Server, topic: st
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "text/event-stream"])
-def test_a_refused_client_may_send_slowly_and_read_late(server: Server, topic: str, content_type: str) -> None:
+def test_a_refused_client_may_send_slowly_and_read_late(patient: Server, topic: str, content_type: str) -> None:
     """Who sends on for some seconds after the refusal, and reads only then, finds it, not a reset connection."""
-    with Listener(server, f"/events?topic={topic}") as clock, Wire(server) as wire:
+    with Listener(patient, f"/events?topic={topic}") as clock, Wire(patient) as wire:
         wire.send(
             f"POST /topics/* HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
             "Transfer-Encoding: chunked\r\n\r\n".encode()
@@ -247,7 +268,7 @@ def test_a_refused_client_that_falls_silent_is_closed(server: Server, content_ty
         wire.send(b"Content-Length: 100\r\n\r\nhalf")
         began = time.monotonic()
         assert b" 404 " in wire.rest()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 2 * 1 + STALL_S
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "text/event-stream"])
@@ -317,24 +338,28 @@ def test_a_view_is_cancelled_when_its_client_leaves(server: Server) -> None:
     """Also one that sends nothing; no task of its own waits for that."""
     with Wire(server) as wire:
         wire.send(b"GET /test/waits HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert ask(server, "GET", "/test/ended").json == []
-    assert eventually(lambda: ask(server, "GET", "/test/ended").json == ["cancelled"])
+        assert eventually(lambda: ask(server, "GET", "/test/ended").json == ["waiting"])
+    assert eventually(lambda: ask(server, "GET", "/test/ended").json == ["waiting", "cancelled"])
 
 
-def test_a_stream_is_two_tasks(server: Server, topic: str) -> None:
+def test_a_stream_is_two_tasks(server: Server, topic: str, baseline: dict[str, int]) -> None:
     """One reads from its connection, one writes."""
-    before = ask(server, "GET", "/test/worker").json["tasks"]
     with Listener(server, f"/events?topic={topic}") as stream:
         stream.take()
-        assert ask(server, "GET", "/test/worker").json["tasks"] == before + 2
+        assert eventually(lambda: ask(server, "GET", "/test/worker").json["tasks"] == baseline["tasks"] + 2)
 
 
 def test_a_stream_keeps_neither_its_request_nor_its_response(server: Server, topic: str) -> None:
     """They are let go when the first bytes have been sent."""
-    before = ask(server, "GET", "/test/kept").json
+
+    def kept() -> list[int]:
+        told = ask(server, "GET", "/test/kept").json
+        return [told["Request"], told["RequestContext"], told["EventStream"]]
+
+    assert eventually(lambda: kept() == [1, 1, 0])  # those of the very question
     with Listener(server, f"/events?topic={topic}") as stream:
         stream.take()
-        assert ask(server, "GET", "/test/kept").json == before
+        assert eventually(lambda: kept() == [1, 1, 0])
 
 
 # -- odd requests -----------------------------------------------------------------------------------------------------
@@ -386,7 +411,7 @@ def test_a_client_that_leaves_before_its_answer_harms_nobody(
         with Wire(server) as wire:
             wire.send(whole[:end])
     assert publish(server, topic)
-    assert eventually(lambda: not remains(server, baseline), within=4)
+    assert eventually(lambda: not remains(server, baseline))
 
 
 def test_under_a_prefix_topics_begin_after_it(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Iterator
+import socket
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import KEY, bearer, eventually, sign
+from tests.conftest import KEY, Listener, Wire, ask, bearer, eventually, metric, publish, sign
 from tests.serving import Server, serving
+from tests.test_server_h2 import Client
 from trio_sse.errors import HubFull
-from trio_sse.web.limits import RESERVE, Limits
+from trio_sse.web.limits import Limits
 
 
 @pytest.fixture
@@ -86,8 +89,221 @@ def test_the_cap_that_was_reached_is_named(limits: Limits, names: str) -> None:
 
 
 def test_without_a_cap_descriptors_are() -> None:
-    """As many as the process may have, less a reserve; and it has asked for all it may have."""
+    """What they allow, less what is kept for others; and the process has asked for all it may have."""
     limits = Limits(None, None, None)
+    total = limits.total
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard
-    assert limits.total == hard - min(RESERVE, hard // 4)
+    assert 0 < total < hard
+    assert limits.total == total
+
+
+# -- every way out ---------------------------------------------------------------------------------------------------
+
+WRITE_TIMEOUT_S = 1
+TOKEN_S = 6
+STREAMS_OF_A_SUBJECT = 3
+
+PROGRAM = """
+from pathlib import Path
+
+from tests.apps import app
+from trio_sse.subscription import Subscription
+
+_receive = Subscription.receive_nowait
+
+
+def receive_nowait(self):
+    item = _receive(self)
+    if b"data: fail" in getattr(item, "frame", b""):
+        raise ZeroDivisionError("for a test")
+    return item
+
+
+Subscription.receive_nowait = receive_nowait
+
+
+@app.after_serving
+async def tell():
+    now = app.limits.statistics
+    Path("counted").write_text(f"{now.streams} {now.addresses} {now.subjects}")
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    env = {
+        "TRIO_SSE_JOURNAL": "memory:",
+        "TRIO_SSE_JWT_KEY": KEY,
+        "TRIO_SSE_ANONYMOUS": "publish,subscribe",
+        "TRIO_SSE_WRITE_TIMEOUT_S": str(WRITE_TIMEOUT_S),
+        "TRIO_SSE_DRAIN_S": "1",
+        "TRIO_SSE_HEARTBEAT_S": "0.5",
+        "TRIO_SSE_MAX_STREAMS_PER_SUBJECT": str(STREAMS_OF_A_SUBJECT),
+        "TRIO_SSE_MAX_STREAMS_PER_IP": "100",
+    }
+    with serving("program:app", folder=tmp_path, env=env) as server:
+        yield server
+
+
+COUNTED = ("trio_sse_counted_streams", "trio_sse_counted_addresses", "trio_sse_counted_subjects")
+
+
+def counted(server: Server) -> list[float]:
+    return [metric(server, name) for name in COUNTED]
+
+
+def get(target: str, method: str = "GET") -> bytes:
+    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sign(ttl_s=600)}\r\n\r\n"
+    return head.encode()
+
+
+def reset(wire: Wire) -> None:
+    """Leave with an RST."""
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def leave_before_headers(wire: Wire) -> None:
+    wire.send(get("/events?topic=a"))
+    reset(wire)
+
+
+def leave_parked(wire: Wire) -> None:
+    wire.send(get("/events?topic=a"))
+    wire.take(b"id: ")
+
+
+def half_close(wire: Wire) -> None:
+    wire.send(get("/events?topic=a"))
+    wire.take(b"id: ")
+    wire.socket.shutdown(socket.SHUT_WR)
+    wire.rest()
+
+
+def leave_in_replay(wire: Wire) -> None:
+    wire.send(get("/events?topic=long&last_event_id=earliest"))
+    wire.take(b"data: x")
+    reset(wire)
+
+
+def never_read(wire: Wire) -> None:
+    wire.send(get("/events?topic=long&last_event_id=earliest"))
+    assert wire.socket.recv(1)
+
+
+def leave_behind_a_request(wire: Wire) -> None:
+    wire.send(get("/events?topic=a") + get("/healthz"))
+    wire.take(b"id: ")
+
+
+def ask_for_the_head(wire: Wire) -> None:
+    wire.send(get("/events?topic=a", "HEAD"))
+    wire.take(b"\r\n\r\n")
+
+
+def ask_for_a_broken_one(wire: Wire) -> None:
+    wire.send(get("/events?topic=fails&last_event_id=earliest"))
+    wire.take(b"0\r\n\r\n")
+
+
+WAYS_OVER_HTTP1: list[Callable[[Wire], None]] = [
+    leave_before_headers,
+    leave_parked,
+    half_close,
+    leave_in_replay,
+    leave_behind_a_request,
+    ask_for_the_head,
+    ask_for_a_broken_one,
+]
+
+
+def test_streams_are_counted_on_every_way_out(counting: Server) -> None:
+    """However the client leaves, and when a fault ends them; over HTTP/1.1 and HTTP/2."""
+    for _ in range(60):
+        publish(counting, "long", "x" * 100_000)
+    publish(counting, "fails", "fail")
+    for way in WAYS_OVER_HTTP1:
+        with Wire(counting) as wire:
+            way(wire)
+        assert eventually(lambda: counted(counting) == [0, 0, 0]), (way, counted(counting))
+    for way_over_http2 in WAYS_OVER_HTTP2:
+        client = Client(counting, window=16 * 1024)
+        way_over_http2(client)
+        client.socket.close()
+        assert eventually(lambda: counted(counting) == [0, 0, 0]), (way_over_http2, counted(counting))
+
+
+def headers() -> dict[str, str]:
+    return bearer(sign(ttl_s=600))
+
+
+def leave_before_headers_over_http2(client: Client) -> None:
+    client.ask("/events?topic=a", headers=headers())
+
+
+def leave_parked_over_http2(client: Client) -> None:
+    client.open_stream("/events?topic=a", **headers())
+    client.open_stream("/events?topic=b", **headers())
+
+
+def reset_stream_over_http2(client: Client) -> None:
+    number = client.open_stream("/events?topic=a", **headers())
+    client.h2.reset_stream(number)
+    client.flush()
+
+
+def leave_in_replay_over_http2(client: Client) -> None:
+    client.is_reading = False
+    client.open_stream("/events?topic=long&last_event_id=earliest", **headers())
+
+
+def ask_for_a_broken_one_over_http2(client: Client) -> None:
+    number = client.ask("/events?topic=fails&last_event_id=earliest", headers=headers())
+    assert client.read_until(lambda: number in client.ended)
+
+
+WAYS_OVER_HTTP2: list[Callable[[Client], None]] = [
+    leave_before_headers_over_http2,
+    leave_parked_over_http2,
+    reset_stream_over_http2,
+    leave_in_replay_over_http2,
+    ask_for_a_broken_one_over_http2,
+]
+
+
+def test_streams_are_counted_while_they_last(counting: Server) -> None:
+    """Until their token expires, or the client has taken nothing for too long; one that is refused is not counted."""
+    for _ in range(60):
+        publish(counting, "long", "x" * 100_000)
+    token = bearer(sign("brief", ttl_s=TOKEN_S))
+    with Listener(counting, "/events?topic=a", token) as brief, Wire(counting) as frozen:
+        client = Client(counting, window=16 * 1024)
+        client.open_stream("/events?topic=a", **token)
+        assert counted(counting) == [2, 1, 1]
+        never_read(frozen)
+        client.is_reading = False
+        client.ask("/events?topic=long&last_event_id=earliest", headers=headers())
+        assert eventually(lambda: counted(counting) == [4, 1, 2])
+        for _ in range(STREAMS_OF_A_SUBJECT - 2):
+            client.open_stream("/events?topic=a", **token)
+        refused = ask(counting, "GET", "/events?topic=a", headers=token)
+        assert b"id: " not in refused.body
+        assert counted(counting)[2] <= 2
+        assert b'"expired"' in brief.rest()
+        assert eventually(lambda: counted(counting) == [0, 0, 0])
+        client.socket.close()
+
+
+def test_at_the_end_none_is_counted(counting: Server) -> None:
+    """Of those who read, those who do not, and those who say nothing."""
+    for _ in range(60):
+        publish(counting, "long", "x" * 100_000)
+    client = Client(counting)
+    client.open_stream("/events?topic=a")
+    with Listener(counting, "/events?topic=a"), Wire(counting) as frozen:
+        never_read(frozen)
+        assert eventually(lambda: counted(counting)[0] == 3)
+        assert counting.terminate() == 0
+    client.socket.close()
+    assert (counting.folder / "counted").read_text() == "0 0 0"

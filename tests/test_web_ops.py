@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,13 @@ def test_the_metrics_are_what_prometheus_reads(server: Server) -> None:
         "lagging": "counter",
         "gaps": "counter",
         "refused": "counter",
+        "counted_streams": "gauge",
+        "counted_addresses": "gauge",
+        "counted_subjects": "gauge",
+        "connections": "gauge",
+        "connections_waiting": "gauge",
+        "evicted": "counter",
+        "turned_away": "counter",
         "journal_events": "gauge",
         "journal_bytes": "gauge",
         "journal_topics": "gauge",
@@ -97,19 +107,14 @@ def test_what_is_published_and_delivered_is_counted(server: Server, topic: str) 
             frame = one.take()
             assert frame == other.take()
             frames += len(frame)
-    now = {name: metric(server, f"trio_sse_{name}") - before[name] for name in names}
-    assert now["published_total"] == 3
-    assert now["delivered_total"] == 6
-    assert now["journal_events"] == 3
-    assert now["journal_topics"] == 1
-    assert now["journal_bytes"] == frames
-    assert eventually(lambda: metric(server, "trio_sse_streams") == before["streams"])
+    expected = [3, 6, 3, 1, frames, 0]
+    assert eventually(lambda: [metric(server, f"trio_sse_{name}") - before[name] for name in names] == expected)
 
 
 def test_the_time_to_the_last_write_is_measured(server: Server, topic: str) -> None:
     """An event with a subscriber is observed, in seconds; at most about one a second is."""
     name = "trio_sse_publish_to_last_write_seconds"
-    counted, seconds = metric(server, f"{name}_count"), metric(server, f"{name}_sum")
+    began, counted, seconds = time.monotonic(), metric(server, f"{name}_count"), metric(server, f"{name}_sum")
     with Listener(server, f"/events?topic={topic}") as listener:
         listener.take()
 
@@ -119,7 +124,7 @@ def test_the_time_to_the_last_write_is_measured(server: Server, topic: str) -> N
             return metric(server, f"{name}_count") > counted
 
         assert eventually(observed)
-    assert 0 <= metric(server, f"{name}_sum") - seconds < 2
+    assert 0 <= metric(server, f"{name}_sum") - seconds < time.monotonic() - began
 
 
 def test_a_subscriber_that_reads_too_slowly_is_counted(server: Server, topic: str) -> None:
@@ -174,9 +179,11 @@ def test_a_hub_that_breaks_is_replaced(tmp_path: Path) -> None:
         assert b"retry: " in end
 
         def replaced() -> bool:
-            return server.workers() != old and ask(server, "GET", "/readyz").status == 200
+            with contextlib.suppress(OSError, http.client.HTTPException):  # those that the old one had taken
+                return server.workers() != old and ask(server, "GET", "/readyz").status == 200
+            return False
 
-        assert eventually(replaced, within=30)
+        assert eventually(replaced)
         with Listener(server, "/events?topic=room&last_event_id=earliest") as listener:
             listener.take()
             assert listener.event()["id"] == kept

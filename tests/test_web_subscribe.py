@@ -14,9 +14,10 @@ from urllib.parse import quote
 import h2.config
 import h2.connection
 import h2.events
+import jwt
 import pytest
 
-from .conftest import KEY, Listener, Wire, ask, bearer, eventually, metric, publish, sign
+from .conftest import KEY, STALL_S, Listener, Wire, ask, bearer, eventually, metric, publish, sign
 from .serving import Server, serving
 
 KEPT = 5
@@ -107,7 +108,7 @@ def test_a_heartbeat_comes_while_nothing_else_does(server: Server, topic: str) -
         listener.take()
         began = time.monotonic()
         assert [listener.take(b"\n") for _ in range(3)] == [b":\n"] * 3
-        assert time.monotonic() - began < 2 * 3 * HEARTBEAT_S
+        assert time.monotonic() - began < 2 * 3 * HEARTBEAT_S + STALL_S
 
 
 # -- what comes -------------------------------------------------------------------------------------------------------
@@ -414,10 +415,11 @@ def test_a_restarted_memory_journal_is_a_visible_gap(tmp_path: Path) -> None:
 
 def test_head_has_the_headers_and_ends_at_once(server: Server, topic: str) -> None:
     """HEAD shows what GET would be, and subscribes nobody."""
-    began = time.monotonic()
     answer = ask(server, "HEAD", f"/events?topic={topic}")
-    assert time.monotonic() - began < HEARTBEAT_S
-    assert (answer.status, answer.body) == (200, b"")
+    assert answer.status == 200
+    with Wire(server) as wire:
+        wire.send(f"HEAD /events?topic={topic} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert wire.rest().endswith(b"\r\n\r\n")
     assert answer.headers["Content-Type"] == "text/event-stream"
     assert re.fullmatch(r"[0-9]+-0", answer.headers["Last-Event-ID"])
     assert ask(server, "GET", f"/topics/{topic}").json["subscribers"] == 0
@@ -425,13 +427,12 @@ def test_head_has_the_headers_and_ends_at_once(server: Server, topic: str) -> No
 
 def test_a_stream_ends_when_its_token_expires(server: Server, topic: str) -> None:
     """At ``exp``, give or take a second, the stream says goodbye, when to come back, and ends."""
-    ttl_s = 2
-    expires_at = int(time.time()) + ttl_s
-    token = sign("ada", subscribe=["**"], ttl_s=ttl_s)
+    token = sign("ada", subscribe=["**"], ttl_s=5)
+    expires_at: int = jwt.decode(token, options={"verify_signature": False})["exp"]
     with Listener(server, f"/events?topic={topic}", bearer(token)) as listener:
         listener.take()
         end = listener.rest().decode().replace(":\n", "")
-    assert abs(time.time() - expires_at) <= 1.2
+    assert -1 <= time.time() - expires_at <= 2 * 1 + STALL_S
     assert re.fullmatch(r'event: trio-sse\.goodbye\nretry: [0-9]+\ndata: {"reason": "expired"}\n\n', end)
 
 
@@ -443,7 +444,7 @@ def test_a_subscriber_that_leaves_is_forgotten(server: Server, topic: str) -> No
         assert metric(server, "trio_sse_streams") == 1
         assert ask(server, "GET", f"/topics/{topic}").json["subscribers"] == 1
     assert eventually(lambda: metric(server, "trio_sse_streams") == 0)
-    assert ask(server, "GET", f"/topics/{topic}").json["subscribers"] == 0
+    assert eventually(lambda: ask(server, "GET", f"/topics/{topic}").json["subscribers"] == 0)
 
 
 def test_a_killed_client_is_forgotten(server: Server, topic: str) -> None:
