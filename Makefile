@@ -22,7 +22,7 @@ test: $(VENV)/installed-dev ## all tests, those in a browser too
 
 prove: $(VENV)/installed-dev ## the long proofs: what is promised, at full size
 	@.ci/packages $(APT_TESTS)
-	@$(BIN)/python -m pytest -m proof
+	@$(BIN)/python -m pytest -n 3 --dist loadscope -m proof
 
 lint: $(VENV)/installed-dev ## style, format and types
 	@$(BIN)/ruff check .
