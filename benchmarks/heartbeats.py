@@ -298,8 +298,11 @@ def main(
     )
     if json_path is not None:
         json_path.write_text(json.dumps({"machine": facts, **results.told()}, indent=1) + "\n")
+    if results.worst_s >= heartbeat_s:
+        console.print(f"TOO LONG: a stream may be silent for {heartbeat_s:g} s", style="bold red", highlight=False)
+    if results.closed:
+        console.print(f"ENDED: {results.closed} streams", style="bold red", highlight=False)
     if results.worst_s >= heartbeat_s or results.closed:
-        console.print(f"TOO LONG, or {results.closed} streams were ended", style="bold red", highlight=False)
         raise SystemExit(1)
     if results.lost:
         raise SystemExit(2)

@@ -195,8 +195,8 @@ async def soak(
 
 
 async def _cancel_on_interrupt(scope: trio.CancelScope) -> None:
-    """Let Ctrl-C end the visits, and what was seen by then be told."""
-    with trio.open_signal_receiver(signal.SIGINT) as signals:
+    """Let Ctrl-C, or ``timeout``, end the visits, and what was seen by then be told."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             scope.cancel()
 

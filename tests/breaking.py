@@ -14,9 +14,13 @@ from quart import Response
 
 from trio_sse import Event, EventStream, Settings, create_app
 from trio_sse.broadcast import EndReason
+from trio_sse.errors import JournalError
 from trio_sse.event import ORIGIN, EventID
 from trio_sse.journal import Page
+from trio_sse.server import idle, patience, worker
 from trio_sse.topic import Selector
+
+worker.TOLD_S = float(os.environ.get("TOLD_S", worker.TOLD_S))
 
 FAILS_AT_ONCE = Path("fails at once")
 """While there is such a file, the hub breaks as soon as it is open."""
@@ -40,15 +44,22 @@ def slow(*_: Any) -> None:
     time.sleep(20)
 
 
-async def fail() -> None:
+async def fail(*_: Any) -> None:
     broken()
 
 
 async def break_reader() -> None:
-    """One topic's second page cannot be read."""
+    """Some topics cannot be read, and of some others the second page."""
     read = app.hub.journal.read
 
     async def broken_for_some(selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+        topics = {selector.text for selector in selectors}
+        if "unread/now" in topics:
+            raise JournalError("the disk does not answer now")
+        if "unread/bug" in topics:
+            broken()
+        if "unread/hangs" in topics:
+            await trio.sleep_forever()
         if after != ORIGIN and any(selector.text.startswith("broken/") for selector in selectors):
             broken()
         return await read(selectors, after, limit)
@@ -72,6 +83,12 @@ async def break_part(part: str) -> Response:
         hub.journal._writer.commit = slow
     elif part == "ticker":
         hub._desk.streams.add(BrokenStream())
+    elif part == "accept":
+        idle._accept = fail  # type: ignore[assignment]
+    elif part == "row":
+        idle.IdleRow.end_one = broken  # type: ignore[assignment, method-assign]
+    elif part == "slow readers":
+        patience.SlowReaders._run = fail  # type: ignore[assignment, method-assign]
     elif part == "task":
         app.nursery.start_soon(fail)
     elif part == "reader":
@@ -86,8 +103,8 @@ async def pid() -> Response:
 
 @app.get("/test/bug")
 async def bug() -> Response:
-    broken()
-    return Response("never")
+    """Not by what breaks the others: the log says the same only a few times."""
+    raise ZeroDivisionError("a bug in a view")
 
 
 @app.get("/test/never")
@@ -116,6 +133,12 @@ async def failing(after: int) -> AsyncIterator[Event]:
 async def failing_source(after: int) -> Response:
     """A stream whose source breaks after so many events."""
     return EventStream(failing(after))
+
+
+@app.get("/test/own/<path:topic>")
+async def own(topic: str) -> Response:
+    """A stream of somebody else's, who does not look at it before it begins."""
+    return EventStream(app.hub.subscribe(topic, last_event_id="earliest"))
 
 
 async def silent() -> AsyncIterator[Event]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .serving import ROOT, Server, free_port, make_certificate
+from .serving import ROOT, Server, free_port, make_certificate, running
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin") or ""
 RECOMMENDED = ROOT / "docs" / "nginx.conf"
@@ -85,9 +85,5 @@ def in_front_of(
     hub: Server, *, folder: Path, changes: Mapping[str, str] | None = None, site: str | None = None
 ) -> Iterator[Nginx]:
     """A running nginx for the length of a `with` block; afterwards nothing of it is left."""
-    nginx = Nginx(hub, folder=folder, changes=changes, site=site)
-    try:
-        nginx.start()
+    with running(Nginx(hub, folder=folder, changes=changes, site=site)) as nginx:
         yield nginx
-    finally:
-        nginx.kill()

@@ -8,12 +8,14 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 from cryptography import x509
@@ -115,6 +117,58 @@ class Server:
         return self.process.wait(within)
 
 
+class SecureServer(Server):
+    """The same, and on another port over TLS, with a certificate of its own."""
+
+    def __init__(
+        self,
+        app: str = "trio_sse.app:app",
+        *,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        args: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(app, folder=folder, env=env, args=args)
+        self.secure_port = free_port()
+        self.certificate = make_certificate(folder)
+        name, place = str(self.certificate), self.command.index("--bind")
+        keys = ["--certfile", name, "--keyfile", name]
+        self.command[place : place + 1] = [*keys, "--bind", f"127.0.0.1:{self.secure_port}", "--insecure-bind"]
+
+    def trusted(self, *protocols: str) -> ssl.SSLContext:
+        """What a client trusts it with, and speaks."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
+        return context
+
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
+@contextlib.contextmanager
+def running(server: AnyServer) -> Iterator[AnyServer]:
+    """Start a server for the length of a `with` block; afterwards nothing of it is left."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that only waits to be reaped has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextlib.contextmanager
 def serving(
     app: str = "trio_sse.app:app",
@@ -125,12 +179,8 @@ def serving(
     ready_path: str = "/readyz",
 ) -> Iterator[Server]:
     """A running server for the length of a `with` block; afterwards nothing of it is left."""
-    server = Server(app, folder=folder, env=env, args=args, ready_path=ready_path)
-    server.start()
-    try:
+    with running(Server(app, folder=folder, env=env, args=args, ready_path=ready_path)) as server:
         yield server
-    finally:
-        server.kill()
 
 
 def make_certificate(folder: Path) -> Path:

@@ -28,7 +28,7 @@ def test_a_soak_tells_what_stays_behind(tmp_path: Path) -> None:
     assert found["growing"] == []
     assert found["visits"] == 50 * len(found["looks"]) > 0
     assert {"tasks", "descriptors", "streams", "objects", "memory"} <= found["slopes"].keys()
-    assert all(look["tasks"] == found["baseline"]["tasks"] for look in found["looks"])
+    assert all(look["tasks"] <= found["baseline"]["tasks"] for look in found["looks"])
     assert "tasks" in told.output
 
 

@@ -11,7 +11,7 @@ import trio
 from benchmarks.churn import ENV, TLS_VISITS, VISITS, Churn, Site, remains
 from benchmarks.soak import LEAST_LOOKS, Soak
 from tests.conftest import ask
-from tests.serving import Server, free_port, make_certificate
+from tests.serving import SecureServer, Server, running
 
 RATE = 100
 MUCH = {"objects": 5.0, "memory": 16 * 1024.0}
@@ -24,17 +24,10 @@ LOOKS = 6
 @pytest.fixture
 def churned(tmp_path: Path) -> Iterator[tuple[Server, Churn]]:
     """A server in plain text and over TLS, and its visitors; it must end well, and have no traceback in its log."""
-    certificate, plain = str(make_certificate(tmp_path)), free_port()
-    args = ("--certfile", certificate, "--keyfile", certificate, "--insecure-bind", f"127.0.0.1:{plain}")
-    server = Server("tests.apps:app", folder=tmp_path, env=ENV, args=args)
-    secure, server.port, server.url = server.port, plain, f"http://127.0.0.1:{plain}"
-    server.start()
-    try:
-        yield server, Churn(Site(plain, secure))
+    with running(SecureServer("tests.apps:app", folder=tmp_path, env=ENV)) as server:
+        yield server, Churn(Site(server.port, server.secure_port))
         assert server.terminate() == 0
         assert "Traceback" not in server.log()
-    finally:
-        server.kill()
 
 
 @pytest.mark.timeout(240)

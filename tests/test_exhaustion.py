@@ -12,6 +12,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded
 
 from tests.conftest import STALL_S, Listener, ask, eventually, metric, publish
-from tests.serving import Server, free_port, make_certificate
+from tests.serving import SecureServer, Server, running
 
 DESCRIPTORS = 256
 CLIENTS = 400
@@ -46,30 +47,17 @@ def _descriptors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving_with(
-    descriptors: int, folder: Path, *args: str, app: str = "tests.apps:app", secure: int | None = None
-) -> Iterator[Server]:
-    """A server that may have so many descriptors; its log must stay short, however many clients there are.
-
-    With a ``secure`` port, the last of ``args`` is the option behind which its own port stands.
-    """
-    server = Server(app, folder=folder, args=args)
-    if secure is not None:
-        bind = server.command.index("--bind")
-        own = server.command[bind + 1]
-        server.command[bind + 1] = f"127.0.0.1:{secure}"
-        server.command.append(own)
+def serving_with(descriptors: int, folder: Path, *args: str, app: str = "tests.apps:app") -> Iterator[SecureServer]:
+    """A server that may have so many descriptors; its log must stay short, however many clients there are."""
+    server = SecureServer(app, folder=folder, args=args)
     server.command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *server.command]
-    server.start()
-    began = time.monotonic()
-    try:
+    with running(server):
+        began = time.monotonic()
         yield server
         told = server.log().splitlines()
         assert len(told) < 5 + (time.monotonic() - began), server.log()[-3000:]
         assert server.log().count("Too many open files") == (app != "tests.apps:app")
         assert server.terminate() == 0
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -308,15 +296,13 @@ def test_files_that_an_application_opens_are_no_connections(tmp_path: Path) -> N
 
 def test_streams_over_tls_beyond_the_descriptors_are_told_to_come_back(tmp_path: Path) -> None:
     """Those who only shake hands make room like all who wait."""
-    certificate, secure = make_certificate(tmp_path), free_port()
-    trusted = ssl.create_default_context(cafile=str(certificate))
-    keys = ("--certfile", str(certificate), "--keyfile", str(certificate), "--insecure-bind")
-    with serving_with(DESCRIPTORS, tmp_path, *keys, secure=secure) as server, contextlib.ExitStack() as stack:
+    with serving_with(DESCRIPTORS, tmp_path) as server, contextlib.ExitStack() as stack:
+        secure, trusted = ("127.0.0.1", server.secure_port), server.trusted()
         for _ in range(DESCRIPTORS):
-            stack.enter_context(socket.create_connection(("127.0.0.1", secure), timeout=30))
+            stack.enter_context(socket.create_connection(secure, timeout=30))
         told: Counter[bytes] = Counter()
         for _ in range(DESCRIPTORS):
-            plain = stack.enter_context(socket.create_connection(("127.0.0.1", secure), timeout=30))
+            plain = stack.enter_context(socket.create_connection(secure, timeout=30))
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client = stack.enter_context(trusted.wrap_socket(plain, server_hostname="localhost"))
             client.sendall(GET_STREAM)
@@ -327,6 +313,42 @@ def test_streams_over_tls_beyond_the_descriptors_are_told_to_come_back(tmp_path:
                 answer += piece
             told[answer[:13]] += 1
         assert told == {b"HTTP/1.1 200 ": DESCRIPTORS}
+        check_health(server)
+
+
+LATE_S = 0.3
+"""More than a moment, and a good deal less than who shakes hands has: a busy machine may stand still."""
+
+
+def from_afar(server: SecureServer, stack: contextlib.ExitStack) -> bytes:
+    """What a stream's client is answered that is late with all it says over TLS."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = server.trusted().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    client = stack.enter_context(socket.create_connection(("127.0.0.1", server.secure_port), timeout=30))
+    answer = b""
+    is_asked = False
+    while True:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+            if not is_asked:
+                is_asked = bool(tls.write(GET_STREAM))
+            while piece := tls.read(65536):
+                answer += piece
+        if b"retry: " in answer:
+            return answer
+        client.sendall(outgoing.read())
+        time.sleep(LATE_S)
+        piece = client.recv(65536)
+        assert piece, "it was let go"
+        incoming.write(piece)
+
+
+def test_who_is_far_away_is_told_to_come_back_over_tls_too(tmp_path: Path) -> None:
+    """There is time to shake hands, however many others come meanwhile."""
+    with serving_with(64, tmp_path) as server, contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor(64) as threads:
+            answers = list(threads.map(lambda _: from_afar(server, stack), range(64)))
+        assert {each[:13] for each in answers} == {b"HTTP/1.1 200 "}
         check_health(server)
 
 

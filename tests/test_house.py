@@ -17,8 +17,8 @@ ROOT = Path(trio_sse.__file__).parent
 FLOORS = {
     "errors": 0, "event": 1, "wire": 2, "record": 3,
     "topic": 1, "auth": 2, "settings": 3,
-    "seldom": 10, "client": 10, "journal": 11, "broadcast": 12, "ticker": 13, "expiry": 13, "subscription": 14,
-    "hub": 15,
+    "seldom": 10, "background": 10, "client": 10, "journal": 11, "broadcast": 12, "ticker": 13, "expiry": 13,
+    "subscription": 14, "hub": 15,
     "server": 20, "foreign": 21, "stream": 22, "web": 23,
     "load": 29, "app": 30, "cli": 30, "testing": 30, "": 31, "__main__": 32,
 }  # fmt: skip
@@ -205,7 +205,7 @@ def test_no_room_reads_the_environment() -> None:
 
 def test_two_rooms_take_the_limit_off_a_response() -> None:
     """The stream of events, and the stream of acknowledgements."""
-    assert rooms_with("timeout = None") == {"stream.py", "web/publish.py"}
+    assert rooms_with(".timeout = None") == {"stream.py", "web/publish.py"}
 
 
 def test_only_the_command_line_prints() -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from hypercorn.config import Config
 
+from trio_sse import stream, web
+from trio_sse.server import connection, http2, messages, patience, worker
 from trio_sse.settings import PREFIX, Settings
+from trio_sse.web.connection import BODY_BYTES_PER_S
 
 from .conftest import Wire, eventually
 from .serving import ROOT, serving
@@ -37,6 +40,19 @@ PROMISES = [
     "Clocks",
     "nginx in front",
 ]
+
+
+BOUNDS = {
+    "a refused stream": f"{stream.RETRY_MS} ms and up to {stream.SPREAD_MS} more, or {stream.SPREAD_MS_PER_STREAM}",
+    "a client takes": f"{patience.RATE_BYTES_PER_S} bytes a second, over {patience.RATE_WINDOW_S} s",
+    "comes of a body": f"{BODY_BYTES_PER_S} bytes a second, over {web.BODY_S} s",
+    "fields": f"{messages.MOST_FIELDS}",
+    "take back": f"{http2.TAKEN_BACK}, and then {http2.TAKEN_BACK_PER_S} a second",
+    "lines": f"one in {connection.QUIET_S:g} s",
+    "of the drain": f"{web.PATIENCE}",
+    "after the drain": f"{worker.LAST_RESORT_S} s",
+    "a worker whose parent": f"{worker.ORPHAN_S:g} s",
+}
 
 
 def rows() -> dict[str, list[str]]:
@@ -73,6 +89,13 @@ def test_a_test_it_names_exists(module: str, name: str) -> None:
     path = ROOT / "tests" / f"{module}.py"
     assert path.exists()
     assert name in functions(path)
+
+
+@pytest.mark.parametrize(("what", "bound"), BOUNDS.items())
+def test_a_bound_that_is_no_setting_is_the_codes_own(what: str, bound: str) -> None:
+    """In the table of those, each in one row."""
+    found = re.findall(rf"^\|[^|]*{what}[^|]*\| ([^|]*) \|$", TEXT, re.MULTILINE)
+    assert [each[: len(bound)] for each in found] == [bound]
 
 
 def proofs(path: Path) -> set[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import re
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +17,16 @@ import hypercorn.trio.run as run
 import pytest
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.utils import wrap_app
 
-from tests.conftest import STALL_S
-from tests.serving import Server, free_port, make_certificate, serving
+from tests.conftest import STALL_S, WITHIN_S
+from tests.serving import Server, free_port, gone, serving
 from trio_sse import server as room
 from trio_sse.event import Event
 from trio_sse.server.worker import BACKLOG, HANDLERS_SHARE
+from trio_sse.settings import Settings
+from trio_sse.web import create_app
 from trio_sse.wire import Decoder
 
 T = TypeVar("T")
@@ -41,14 +42,6 @@ def eventually(ask: Callable[[], T], holds: Callable[[T], bool], *, within: floa
     return answer
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended; one that only waits to be reaped has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 _open_sockets: list[socket.socket] = []
 
 
@@ -60,13 +53,11 @@ def _closed_sockets() -> Iterator[None]:
         _open_sockets.pop().close()
 
 
-def connect(server: Server, *, receive_buffer: int | None = None) -> socket.socket:
+def connect(server: Server) -> socket.socket:
     """A plain connection, closed with the test."""
     client = socket.socket()
     _open_sockets.append(client)
     client.settimeout(20)
-    if receive_buffer is not None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     client.connect(("127.0.0.1", server.port))
     return client
 
@@ -74,12 +65,11 @@ def connect(server: Server, *, receive_buffer: int | None = None) -> socket.sock
 class Reader:
     """A client of one stream, over a plain socket."""
 
-    def __init__(self, server: Server, path: str = "/events?topic=lobby", *, read: bool = True) -> None:
-        self.socket = connect(server, receive_buffer=None if read else 4096)
+    def __init__(self, server: Server, path: str = "/events?topic=lobby") -> None:
+        self.socket = connect(server)
         self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         self.received = b""
-        if read:
-            self.until(b"\n\n")
+        self.until(b"\n\n")
 
     def until(self, mark: bytes) -> bytes:
         """Read until the mark has come."""
@@ -161,78 +151,66 @@ def test_an_unknown_hypercorn_is_left_as_it_is(
     assert "Hypercorn 9.9.9 is not one of the versions" in caplog.text
 
 
-# -- clients that do not read -------------------------------------------------------------------------------
+def test_a_hypercorn_that_lacks_what_is_mended_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is patched, and the log names what is not there."""
+    before = StreamBuffer.push
+    monkeypatch.setattr(room.writes, "bounded_push", None)
+    monkeypatch.delattr(H2Protocol, "_priority_updated")
+    assert not room.guard_hypercorn(write_timeout_s=1, drain_s=1)
+    assert "H2Protocol._priority_updated" in caplog.text
+    assert StreamBuffer.push is before
 
 
-def test_a_stream_that_is_never_read_is_let_go(server: Server) -> None:
-    """After the write timeout the client is gone from the hub, and its connection is closed."""
-    Reader(server, "/events?topic=flood", read=False)
-    eventually(lambda: worker(server)["streams"], lambda streams: streams == 1)
-    deadline = time.monotonic() + 30
-    while worker(server)["streams"] and time.monotonic() < deadline:
-        publish(server, "x" * 500_000, "flood")
-    assert worker(server)["streams"] == 0
+def test_under_another_server_the_hub_serves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """One that is not Hypercorn, the simplest that ASGI allows: nothing is guarded, and nothing breaks."""
+    app: Any = create_app(Settings(journal="memory:"))
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = 0.1
+    common = {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "headers": [], "query_string": b""}
+    answers = []
 
+    async def request(method: str, path: str, query: bytes = b"", *, until: bytes) -> None:
+        scope = common | {"type": "http", "method": method, "path": path, "raw_path": path.encode()}
+        received = bytearray()
+        asked, left = trio.Event(), trio.Event()
 
-def test_a_page_that_is_never_read_is_let_go(server: Server) -> None:
-    """The write deadline holds for every route: pipelined pages are given up like a stream."""
-    baseline = min(worker(server)["descriptors"] for _ in range(10))
-    client = connect(server, receive_buffer=4096)
-    for _ in range(900):
-        client.sendall(b"GET /board.js HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert client.recv(1)  # it is being answered
-    assert eventually(lambda: worker(server)["descriptors"], lambda n: n <= baseline, within=30) <= baseline
-    got = b""
-    with contextlib.suppress(ConnectionError):
-        while data := client.recv(65536):
-            got += data
-    assert got.count(b"HTTP/1.1 200") < 900
+        async def receive() -> dict[str, Any]:
+            if asked.is_set():
+                await left.wait()
+                return {"type": "http.disconnect"}
+            asked.set()
+            return {"type": "http.request", "body": b"hello", "more_body": False}
 
+        async def send(message: dict[str, Any]) -> None:
+            received.extend(str(message.get("status", "")).encode() + message.get("body", b""))
+            if until in received:
+                left.set()
 
-def test_a_slow_reader_that_keeps_reading_is_not_cut(tmp_path: Path) -> None:
-    """A large event takes longer than the write timeout to a slow reader, and arrives whole."""
-    with serving(APP, folder=tmp_path, env={**MEMORY, "TRIO_SSE_WRITE_TIMEOUT_S": "3"}) as server:
-        reader = Reader(server, "/events?topic=slow", read=False)
-        reader.until(b"\n\n")
-        publish(server, "x" * 600_000, "slow")
-        began = time.monotonic()
-        while reader.received.count(b"x") < 600_000:
-            data = reader.socket.recv(4096)
-            assert data
-            reader.received += data
-            time.sleep(0.03)  # this is what makes the reader slow
-        assert time.monotonic() - began > 3 + 1
+        await app(scope | {"query_string": query}, receive, send)
+        answers.append(bytes(received))
 
+    async def main() -> None:
+        to_app, of_app = trio.open_memory_channel[dict[str, Any]](1)
+        begun = trio.Event()
 
-def test_over_tls_a_reader_gets_its_events_and_who_never_reads_is_let_go(tmp_path: Path) -> None:
-    """The deadline holds for encrypted connections too, and harms nobody else's."""
-    certificate, plain = make_certificate(tmp_path), free_port()
-    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--insecure-bind", f"127.0.0.1:{plain}")
-    server = Server(APP, folder=tmp_path, env={**MEMORY, "TRIO_SSE_WRITE_TIMEOUT_S": "1"}, args=args)
-    secure, server.port, server.url = server.port, plain, f"http://127.0.0.1:{plain}"
-    server.start()
-    try:
-        trusted = ssl.create_default_context(cafile=str(certificate))
-        clients = []
-        for topic in ("flood", "lobby"):
-            server.port = secure
-            client = trusted.wrap_socket(connect(server, receive_buffer=4096), server_hostname="localhost")
-            _open_sockets.append(client)
-            client.sendall(f"GET /events?topic={topic} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            clients.append(client)
-        server.port = plain
-        assert eventually(lambda: worker(server)["streams"], lambda streams: streams == 2) == 2
-        deadline = time.monotonic() + 20
-        while worker(server)["streams"] == 2 and time.monotonic() < deadline:
-            publish(server, "x" * 500_000, "flood")
-        assert worker(server)["streams"] == 1
-        id, received = publish(server, "hello"), b""
-        while id.encode() not in received:
-            data = clients[1].recv(65536)
-            assert data
-            received += data
-    finally:
-        server.kill()
+        async def send(message: dict[str, Any]) -> None:
+            assert not message["type"].endswith(".failed"), message
+            begun.set()
+
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(WITHIN_S):
+                nursery.start_soon(app, common | {"type": "lifespan", "state": {}}, of_app.receive, send)
+                await to_app.send({"type": "lifespan.startup"})
+                await begun.wait()
+                await request("POST", "/topics/lobby", until=b"id")
+                await request("GET", "/events", b"topic=lobby&last_event_id=earliest", until=b"data: hello\n\n")
+                await to_app.send({"type": "lifespan.shutdown"})
+
+    trio.run(main)
+    assert [answer[:3] for answer in answers] == [b"201", b"200"]
+    assert b"data: hello\n\n" in answers[1]
+    assert caplog.text.count("not one that trio_sse mends") == 1
 
 
 # -- the end ------------------------------------------------------------------------------------------------

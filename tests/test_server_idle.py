@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +17,10 @@ from hypercorn.trio.task_group import TaskGroup
 
 from trio_sse.server.admission import Capacity
 from trio_sse.server.drain import GRACE_S
-from trio_sse.server.idle import MOMENT_S, IdleRow, IdleTimer, accept
+from trio_sse.server.idle import HANDSHAKE_MOMENT_S, MOMENT_S, IdleRow, IdleTimer, accept
 
 from .conftest import Wire
-from .serving import Server, free_port, make_certificate, serving
+from .serving import SecureServer, running, serving
 
 KEEP_ALIVE_S = 5.0
 
@@ -143,7 +142,10 @@ async def test_the_longest_waiting_makes_room(autojump_clock: trio.testing.MockC
     row = IdleRow(Capacity(connections=3, busy=2, streams=1))
     busy, first, second = Served(row), Served(row), Served(row)
     await busy.timer.stop()
-    third, fourth = Served(row), Served(row)
+    await row.wait_room()
+    third = Served(row)
+    await row.wait_room()
+    fourth = Served(row)
     closed = [each.closed_at is not None for each in (busy, first, second, third, fourth)]
     assert closed == [False, True, True, False, False]
     assert (row.open, row.waiting, row.evicted) == (3, 2, 2)
@@ -165,6 +167,19 @@ async def test_who_comes_when_there_is_no_room_has_a_moment(autojump_clock: trio
     began = trio.current_time()
     await row.wait_room()
     assert trio.current_time() == began
+
+
+async def test_who_shakes_hands_has_a_longer_moment(autojump_clock: trio.testing.MockClock) -> None:
+    """For it can ask for nothing before bytes went there and back; once it has asked it is like others."""
+    row = IdleRow(Capacity(connections=2, busy=1, streams=1))
+    far, near = Served(row), Served(row)
+    far.timer.moment = HANDSHAKE_MOMENT_S
+    await row.wait_room()
+    assert (far.closed_at, near.closed_at) == (HANDSHAKE_MOMENT_S, None)
+    far = Served(row)
+    far.timer.moment = HANDSHAKE_MOMENT_S
+    await far.timer.stop()
+    assert far.timer.moment == MOMENT_S
 
 
 async def test_a_request_that_makes_too_many_busy_is_turned_away(autojump_clock: trio.testing.MockClock) -> None:
@@ -204,6 +219,7 @@ async def test_who_was_ended_is_counted_no_more(autojump_clock: trio.testing.Moc
     """Also when its tasks, which have not heard of it, say that it waits."""
     row = IdleRow(Capacity(connections=1, busy=1, streams=1))
     one = Served(row)
+    await row.wait_room()
     two = Served(row)
     await one.wait()
     one.timer.resume()
@@ -250,26 +266,17 @@ def test_there_is_always_one_that_can_make_room(free: int) -> None:
 
 def test_over_tls_an_idle_connection_is_closed_too(tmp_path: Path) -> None:
     """When its keep-alive time is over."""
-    certificate, secure = make_certificate(tmp_path), free_port()
-    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--keep-alive", "3")
-    binds = ("--bind", f"127.0.0.1:{secure}", "--insecure-bind")
-    server = Server(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "memory:"}, args=args)
-    place = server.command.index("--bind")
-    server.command[place : place + 1] = binds
-    server.start()
-    try:
-        trusted = ssl.create_default_context(cafile=str(certificate))
-        with (
-            socket.create_connection(("127.0.0.1", secure), timeout=20) as plain,
-            trusted.wrap_socket(plain, server_hostname="localhost") as client,
-        ):
-            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            received = b""
-            while piece := client.recv(65536):
-                received += piece
-            assert received.endswith(b"alive\n")
-    finally:
-        server.kill()
+    env, args = {"TRIO_SSE_JOURNAL": "memory:"}, ("--keep-alive", "3")
+    with (
+        running(SecureServer(folder=tmp_path, env=env, args=args)) as server,
+        socket.create_connection(("127.0.0.1", server.secure_port), timeout=20) as plain,
+        server.trusted().wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+        assert received.endswith(b"alive\n")
 
 
 def test_a_shutdown_ends_idle_connections_at_once(tmp_path: Path) -> None:

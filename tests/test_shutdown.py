@@ -24,24 +24,16 @@ import httpx
 import pytest
 
 from tests.conftest import STALL_S, WITHIN_S, Wire, ask, eventually, last_event_id, publish
-from tests.serving import Server, free_port, make_certificate, serving
+from tests.serving import SecureServer, Server, gone, running, serving
 from tests.test_server_h2 import Client
 
 APP = "tests.breaking:app"
-DRAIN_S = 2.0
+DRAIN_S = 4.0
 BOUND_S = 2 * (DRAIN_S + 1) + STALL_S
 """Twice the promise, on a machine that may stand still."""
 
 GOODBYE = re.compile(rb'event: trio-sse\.goodbye\nretry: (\d+)\ndata: {"reason": "shutdown"}\n\n')
 GET = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; one that only waits to be reaped has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 class Reader(Wire):
@@ -123,26 +115,17 @@ class Drained:
 @pytest.fixture(scope="module")
 def drained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drained]:
     """A server that is sent SIGTERM while a hundred clients never read, and what all others then see."""
-    folder = tmp_path_factory.mktemp("drained")
-    certificate, secure = make_certificate(folder), free_port()
-    trusted = ssl.create_default_context(cafile=str(certificate))
-    args = ("--bind", f"127.0.0.1:{secure}", "--certfile", str(certificate), "--keyfile", str(certificate))
     env = {"TRIO_SSE_DRAIN_S": str(DRAIN_S), "TRIO_SSE_WRITE_TIMEOUT_S": "30", "TRIO_SSE_JOURNAL": "memory:"}
-    server = Server(APP, folder=folder, env=env)
-    server.command[server.command.index("--bind")] = "--insecure-bind"
-    server.command += args
-    server.start()
-    try:
-        saw = _drain(server, secure, trusted)
+    folder, patient = tmp_path_factory.mktemp("drained"), ("--keep-alive", "60")
+    with running(SecureServer(APP, folder=folder, env=env, args=patient)) as server:
+        saw = _drain(server)
         saw.log = server.log()
         yield saw
-    finally:
-        server.kill()
 
 
-def _drain(server: Server, secure: int, trusted: ssl.SSLContext) -> Drained:
+def _drain(server: SecureServer) -> Drained:
     saw = Drained()
-    tls: dict[str, Any] = {"port": secure, "tls": trusted}
+    tls: dict[str, Any] = {"port": server.secure_port, "tls": server.trusted()}
     with contextlib.ExitStack() as stack:
         keep = stack.enter_context
         for number in range(50):
@@ -450,7 +433,7 @@ def publishes(folder: Path) -> None:
         for publisher in publishers:
             publisher.start()
         assert eventually(lambda: last_event_id(server, "streamed") is not None)
-        time.sleep(0.5)
+        assert eventually(lambda: all(len(publisher.acked) > 20 for publisher in publishers[:3]))
         began = time.monotonic()
         assert server.terminate() == 0
         assert time.monotonic() - began < 2 * (5 + 1) + STALL_S
@@ -471,7 +454,7 @@ def publishes(folder: Path) -> None:
 
 
 def hangs(folder: Path) -> None:
-    with serving(APP, folder=folder, env=sqlite(folder, DRAIN_S="1")) as server, contextlib.ExitStack() as stack:
+    with serving(APP, folder=folder, env=sqlite(folder, DRAIN_S="2")) as server, contextlib.ExitStack() as stack:
         keep = stack.enter_context
         stream = keep(subscribe(server))
         keep(Reader(server, "/test/stubborn"))
@@ -484,14 +467,18 @@ def hangs(folder: Path) -> None:
             deaf.socket.settimeout(0.5)
             while True:
                 deaf.chunk(b"data: x\n\n" * 100)
+        ask(server, "POST", "/test/break/reader")
+        unread = keep(Reader(server, "/events?topic=unread/hangs&last_event_id=earliest"))
         ask(server, "POST", "/test/break/disk")
         publisher = Publisher(server, "lobby")
         publisher.start()
         time.sleep(0.2)
         began = time.monotonic()
         assert server.terminate() == 0
-        assert time.monotonic() - began < 2 * (1 + 1) + STALL_S
+        assert time.monotonic() - began < 2 * (2 + 1) + STALL_S
         assert GOODBYE.search(stream.rest())
+        status, _, body = unread.answer()
+        assert (status, body[:16]) == (200, b": stream\nretry: ")
         publisher.join()
         assert publisher.acked == []
         assert "something still runs: it is left behind" in server.log()

@@ -23,12 +23,15 @@ from h2.events import DataReceived, StreamEnded
 from h2.settings import SettingCodes, Settings
 
 from tests.conftest import STALL_S, WITHIN_S, Listener, ask, eventually, publish
-from tests.serving import Server, free_port, make_certificate, serving
+from tests.serving import SecureServer, free_port, resident, running, serving
 
 KIB, MIB = 1024, 1024 * 1024
 WRITE_TIMEOUT_S = HEARTBEAT_S = 1.0
 RELEASED_S = 2 * 1.25 * WRITE_TIMEOUT_S + STALL_S
 """The bound is a write timeout and a quarter of it; a test gives it twice, and a busy machine some time."""
+
+PATIENT_S = 3.0
+RELEASED_BY_PATIENT_S = 2 * 1.25 * PATIENT_S + STALL_S
 
 SEND_BUFFER = 256 * KIB
 """What the kernel may keep for one connection, and the last piece that it took may be more by one segment."""
@@ -45,14 +48,9 @@ class Serving:
     """One server, in plain text and over TLS; requests of the tests themselves go in plain text."""
 
     def __init__(self, folder: Path, **env: str) -> None:
-        self.certificate = make_certificate(folder)
-        plain = free_port()
-        name = str(self.certificate)
-        args = ("--certfile", name, "--keyfile", name, "--insecure-bind", f"127.0.0.1:{plain}")
         settings = {"TRIO_SSE_JOURNAL": "memory:", **env}
-        self.server = Server("tests.apps:app", folder=folder, env=settings, args=args)
-        self.ports = {"tls": self.server.port, "plain": plain}
-        self.server.port, self.server.url = plain, f"http://127.0.0.1:{plain}"
+        self.server = SecureServer("tests.apps:app", folder=folder, env=settings)
+        self.ports = {"tls": self.server.secure_port, "plain": self.server.port}
 
     def worker(self) -> dict[str, int]:
         """What the worker holds."""
@@ -62,21 +60,26 @@ class Serving:
 
 @contextlib.contextmanager
 def served(folder: Path, **env: str) -> Iterator[Serving]:
-    running = Serving(folder, **env)
-    running.server.start()
-    try:
-        yield running
-        assert "Traceback" not in running.server.log()
-    finally:
-        running.server.kill()
+    here = Serving(folder, **env)
+    with running(here.server):
+        yield here
+        assert "Traceback" not in here.server.log()
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     env = {"WRITE_TIMEOUT_S": str(WRITE_TIMEOUT_S), "HEARTBEAT_S": str(HEARTBEAT_S), "RETENTION_BYTES": str(8 * MIB)}
     settings = {f"TRIO_SSE_{name}": value for name, value in env.items()}
-    with served(tmp_path_factory.mktemp("hub"), **settings) as running:
-        yield running
+    with served(tmp_path_factory.mktemp("hub"), **settings) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """For clients that must be there together, or go on reading, though a busy machine stands still now and then."""
+    env = {"TRIO_SSE_WRITE_TIMEOUT_S": str(PATIENT_S), "TRIO_SSE_RETENTION_BYTES": str(8 * MIB)}
+    with served(tmp_path_factory.mktemp("patient"), **env) as here:
+        yield here
 
 
 _open: list[socket.socket] = []
@@ -101,8 +104,7 @@ class Client:
         raw.connect(("127.0.0.1", here.ports["tls" if "tls" in way else "plain"]))
         self.socket: socket.socket = raw
         if "tls" in way:
-            context = ssl.create_default_context(cafile=str(here.certificate))
-            context.set_alpn_protocols(["h2" if "h2" in way else "http/1.1"])
+            context = here.server.trusted("h2" if "h2" in way else "http/1.1")
             self.socket = context.wrap_socket(raw, server_hostname="localhost")
         _open.append(self.socket)
         self.h2: H2Connection | None = None
@@ -126,8 +128,9 @@ class Client:
 
     def read(self, most: int = 65536) -> int:
         """Read once; how much came of bodies, framing and all."""
+        assert not self.ended
         data = self.socket.recv(most)
-        self.ended = self.ended or not data
+        self.ended = not data
         if self.h2 is None:
             self.body += data
             return len(data)
@@ -154,6 +157,12 @@ class Client:
         self.socket.close()
 
 
+def at_rest(here: Serving) -> dict[str, int]:
+    """What the worker holds when nothing is left of the clients before."""
+    assert eventually(lambda: (told := here.worker())["streams"] == told["writing"] == 0)
+    return here.worker()
+
+
 def flood(here: Serving, topic: str, *, mib: int = 2, size: int = 500_000) -> None:
     """More than any kernel keeps for a client that does not read."""
     for _ in range(mib * MIB // size + 1):
@@ -175,11 +184,6 @@ def kernel_buffers(here: Serving) -> list[tuple[int, int]]:
     return [(int(forward) + int(queued), int(most)) for most, forward, queued in found]
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def released(here: Serving, before: dict[str, int], within: float = RELEASED_S) -> bool:
     """Whether the worker comes to hold no more than before."""
     names = ("tasks", "descriptors", "streams", "writing")
@@ -197,7 +201,7 @@ def released(here: Serving, before: dict[str, int], within: float = RELEASED_S) 
 @EVERY_WAY
 def test_a_stream_that_is_never_read_is_let_go(here: Serving, way: str, topic: str) -> None:
     """When it has taken nothing for the write timeout; a stream that is read gets everything meanwhile, and stays."""
-    before = here.worker()
+    before = at_rest(here)
     with Listener(here.server, f"/events?topic={topic}") as healthy, Client(here, way) as client:
         healthy.event()
         client.ask(f"/events?topic={topic}")
@@ -213,30 +217,30 @@ def test_a_stream_that_is_never_read_is_let_go(here: Serving, way: str, topic: s
     assert released(here, before)
 
 
-def test_a_page_that_is_never_read_is_let_go(here: Serving) -> None:
+def test_a_page_that_is_never_read_is_let_go(patient: Serving) -> None:
     """Asked for again and again, over HTTP/1.1 without waiting for the first: it is released like a stream."""
-    before = here.worker()
+    before = at_rest(patient)
     for way in WAYS:
-        Client(here, way).ask("/board.js", times=90)
-    assert eventually(lambda: here.worker()["writing"] >= len(WAYS), RELEASED_S)
-    assert released(here, before)
+        Client(patient, way).ask("/board.js", times=90)
+    assert eventually(lambda: patient.worker()["writing"] >= len(WAYS), RELEASED_BY_PATIENT_S)
+    assert released(patient, before, RELEASED_BY_PATIENT_S)
 
 
-def test_history_that_is_not_read_is_let_go(here: Serving, topic: str) -> None:
+def test_history_that_is_not_read_is_let_go(patient: Serving, topic: str) -> None:
     """A client that stops in the midst of what it missed."""
-    flood(here, topic)
-    before = here.worker()
+    flood(patient, topic)
+    before = at_rest(patient)
     for way in WAYS:
-        client = Client(here, way)
+        client = Client(patient, way)
         client.ask(f"/events?topic={topic}&last_event_id=earliest")
         client.read(100)
-    assert eventually(lambda: here.worker()["writing"] >= len(WAYS), RELEASED_S)
-    assert released(here, before)
+    assert eventually(lambda: patient.worker()["writing"] >= len(WAYS), RELEASED_BY_PATIENT_S)
+    assert released(patient, before, RELEASED_BY_PATIENT_S)
 
 
 def test_who_stops_in_the_midst_of_a_head_is_let_go(here: Serving, topic: str) -> None:
     """The head of a stream waits for its client like any other bytes."""
-    before = here.worker()
+    before = at_rest(here)
     with Client(here, "http/1.1") as client:
         client.ask("/board.js", times=3)
         client.ask(f"/events?topic={topic}")
@@ -247,7 +251,7 @@ def test_who_stops_in_the_midst_of_a_head_is_let_go(here: Serving, topic: str) -
 
 def test_many_streams_of_a_frozen_connection_go_together(here: Serving, topic: str) -> None:
     """What they hold is bounded for each of them, and one wait is enough for all."""
-    before, memory = here.worker(), resident(here.worker()["pid"])
+    before, memory = at_rest(here), resident(here.worker()["pid"])
     with Client(here, "h2") as client:
         client.ask(f"/events?topic={topic}", times=50)
         assert eventually(lambda: here.worker()["streams"] == before["streams"] + 50)
@@ -258,7 +262,7 @@ def test_many_streams_of_a_frozen_connection_go_together(here: Serving, topic: s
 
 def test_who_reads_a_byte_a_second_is_let_go(here: Serving, topic: str) -> None:
     """Its kernel takes nothing for so long that the write timeout is over."""
-    before = here.worker()
+    before = at_rest(here)
     clients = [Client(here, way, receive_buffer=None) for way in WAYS]
     for client in clients:
         client.ask(f"/events?topic={topic}")
@@ -272,25 +276,25 @@ def test_who_reads_a_byte_a_second_is_let_go(here: Serving, topic: str) -> None:
     assert released(here, before)
 
 
-def test_who_stops_at_the_last_bytes_is_let_go(here: Serving, topic: str) -> None:
+def test_who_stops_at_the_last_bytes_is_let_go(patient: Serving, topic: str) -> None:
     """Nobody waits for the client any more when the kernel has all that there is for it."""
-    before = here.worker()
-    with Client(here, "http/1.1") as client:
+    before = at_rest(patient)
+    with Client(patient, "http/1.1") as client:
         client.ask(f"/events?topic={topic}")
         client.read_until(b"id: ")
-        publish(here.server, topic, "x" * 100_000)
-        assert eventually(lambda: here.worker()["writing"] > before["writing"])
+        publish(patient.server, topic, "x" * 100_000)
+        assert eventually(lambda: patient.worker()["writing"] > before["writing"])
         while client.body.count(b"x") < 90_000:
             client.read(1000)
-        assert eventually(lambda: here.worker()["writing"] == before["writing"])
-        assert here.worker()["streams"] > before["streams"]
-        assert released(here, before)
+        assert eventually(lambda: patient.worker()["writing"] == before["writing"])
+        assert patient.worker()["streams"] > before["streams"]
+        assert released(patient, before, RELEASED_BY_PATIENT_S)
 
 
 @pytest.mark.parametrize("way", ["http/1.1", "h2"])
 def test_a_heartbeat_to_who_does_not_read_is_let_go_too(here: Serving, way: str, topic: str) -> None:
     """Where nothing more is published, and what was published is little."""
-    before = here.worker()
+    before = at_rest(here)
     with Client(here, way, window=100) as client:
         client.ask(f"/events?topic={topic}")
         assert eventually(lambda: here.worker()["streams"] > before["streams"])
@@ -316,7 +320,7 @@ def test_a_heartbeat_to_who_does_not_read_is_let_go_too(here: Serving, way: str,
 @pytest.mark.parametrize("way", ["http/1.1", "tls"])
 def test_who_half_closes_is_let_go(here: Serving, way: str, request_: bytes) -> None:
     """In a stream, behind pages that are not read, and in the midst of a request."""
-    before = here.worker()
+    before = at_rest(here)
     with Client(here, way) as client:
         client.socket.sendall(request_)
         time.sleep(0.2)  # it has begun when it is over
@@ -331,7 +335,7 @@ def test_who_half_closes_is_let_go(here: Serving, way: str, request_: bytes) -> 
 )
 def test_who_pipelines_junk_and_leaves_is_let_go(here: Serving, first: bytes) -> None:
     """With what nobody will read behind a stream: two heartbeats find out that the client has gone."""
-    before = here.worker()
+    before = at_rest(here)
     for _ in range(10):
         with Client(here, "http/1.1") as client:
             client.socket.sendall(first + bytes(range(256)) * 100)
@@ -447,7 +451,7 @@ def stopped_and_let_go(folder: Path, *, write_timeout_s: float, stopped_s: float
         assert eventually(lambda: here.worker()["streams"] == 0, 2 * 1.25 * write_timeout_s + STALL_S)
         assert time.monotonic() - began >= write_timeout_s
         assert eventually(lambda: max(kernel_bytes(here), default=0) < SEND_BUFFER / 2)
-        assert here.worker()["tasks"] < before["tasks"]
+        assert eventually(lambda: here.worker()["tasks"] < before["tasks"])
         assert resident(here.worker()["pid"]) - memory < 20 * MIB, "what the journal keeps, and little more"
         time.sleep(max(0, began + stopped_s - time.monotonic()))
         reader.go_on()
@@ -529,7 +533,8 @@ def test_whose_network_goes_away_is_let_go(tmp_path: Path, *, is_published_to: b
         args = ("--bind", f"{address}:{port}")
         with serving("tests.apps:app", folder=tmp_path, env=env, args=args) as server:
             command = [*inside, sys.executable, "-c", NETWORK_READER, address, str(port), "t"]
-            with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as client, contextlib.ExitStack() as stack:
+                stack.callback(client.kill)
                 assert client.stdout is not None
                 client.stdout.readline()
                 assert ask(server, "GET", "/test/worker").json["streams"] == 1
@@ -538,7 +543,6 @@ def test_whose_network_goes_away_is_let_go(tmp_path: Path, *, is_published_to: b
                     publish(server, "t", "x" * 500_000)
                 within = 2 * (1.25 + 1) + STALL_S
                 assert eventually(lambda: ask(server, "GET", "/test/worker").json["streams"] == 0, within)
-                client.kill()
 
 
 # -- who is slow, and stays ------------------------------------------------------------------------------------------
@@ -581,23 +585,23 @@ def topic_of(way: str, rate: int) -> str:
     return f"{''.join(letter for letter in way if letter.isalnum())}/{rate}"
 
 
-def test_a_large_event_arrives_at_a_slow_reader(here: Serving) -> None:
+def test_a_large_event_arrives_at_a_slow_reader(patient: Serving) -> None:
     """One that takes several write timeouts for it, over HTTP/1.1, TLS and HTTP/2."""
 
     def each(way: str, rate: int) -> None:
-        assert read_slowly(here, way, topic_of(way, rate), size=MIB, bytes_per_s=rate) > 3 * WRITE_TIMEOUT_S
+        assert read_slowly(patient, way, topic_of(way, rate), size=MIB, bytes_per_s=rate) > 2 * PATIENT_S
 
-    all_at_once(each, [300_000])
+    all_at_once(each, [150_000])
 
 
-def test_who_reads_from_a_narrow_window_stays(here: Serving, topic: str) -> None:
+def test_who_reads_from_a_narrow_window_stays(patient: Serving, topic: str) -> None:
     """Its window is too narrow for a whole segment all the time, and the kernel would take that for a shut one."""
-    with Client(here, "http/1.1", receive_buffer=SMALL) as client:
+    with Client(patient, "http/1.1", receive_buffer=SMALL) as client:
         client.ask(f"/events?topic={topic}")
         client.read_until(b"id: ")
-        flood(here, topic)
+        flood(patient, topic)
         began = time.monotonic()
-        while time.monotonic() < began + 3 * WRITE_TIMEOUT_S:
+        while time.monotonic() < began + 2 * PATIENT_S:
             client.read(1000)
             assert not client.ended
             time.sleep(0.05)
@@ -696,7 +700,7 @@ def test_the_kernel_keeps_little_for_who_does_not_read(here: Serving, topic: str
 def test_what_waits_for_who_does_not_read_is_bounded(here: Serving, size: int, topic: str) -> None:
     """Of large events and of small ones, live and in the history: a few MiB for a stream, however much is published."""
     flood(here, "warm/up", mib=20)
-    before, memory = here.worker(), resident(here.worker()["pid"])
+    before, memory = at_rest(here), resident(here.worker()["pid"])
     clients = [Client(here, "http/1.1") for _ in range(20)]
     for number, client in enumerate(clients):
         client.ask(f"/events?topic={topic}" + "&last_event_id=earliest" * (number % 2))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import selectors
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,11 @@ async def waits():
         await trio.sleep_forever()
     finally:
         ended.append("cancelled")
+
+@app.get("/test/slow")
+async def slow():
+    await trio.sleep(0.2)
+    return "at last"
 
 @app.get("/test/ended")
 async def told():
@@ -197,6 +203,50 @@ def test_http_2_without_a_request_closes(server: Server) -> None:
         wire.send(client.data_to_send())
         wire.rest()
         assert KEEP_ALIVE_S <= time.monotonic() - began < 2 * KEEP_ALIVE_S + STALL_S
+
+
+UPGRADE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        UPGRADE + b"Sec-WebSocket-Version: 13\r\n\r\n",
+        UPGRADE + KEY + b"Sec-WebSocket-Version: 12\r\n\r\n",
+        UPGRADE.replace(b"1.1", b"1.0") + KEY + b"Sec-WebSocket-Version: 13\r\n\r\n",
+        UPGRADE + KEY + b"Sec-WebSocket-Version: 13\r\nContent-Length: 4\r\n\r\nbody",
+    ],
+    ids=["no key", "version", "http/1.0", "body"],
+)
+def test_a_websocket_not_asked_for_as_it_should_be_closes(patient: Server, request_: bytes) -> None:
+    """Who asks so is refused, and its connection does not stay for ever."""
+    with Wire(patient) as wire:
+        wire.send(request_)
+        assert wire.rest().startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_websocket_not_asked_for_as_it_should_be_closes_over_http_2(server: Server) -> None:
+    """There the connection has the keep-alive time, as after any answer."""
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    pseudo = {":method": "CONNECT", ":protocol": "websocket", ":path": "/", ":scheme": "http", ":authority": "x"}
+    with Wire(server) as wire:
+        wire.send(client.data_to_send())
+        client.receive_data(wire.socket.recv(65536))  # it allows for such a method
+        client.send_headers(1, list(pseudo.items()))
+        wire.send(client.data_to_send())
+        began = time.monotonic()
+        client.receive_data(wire.rest())
+        assert KEEP_ALIVE_S <= time.monotonic() - began < 2 * KEEP_ALIVE_S + STALL_S
+
+
+def test_another_servers_name_closes(tmp_path: Path) -> None:
+    """A request for a host that Hypercorn was told not to serve is refused, and its connection does not stay."""
+    args = ("--server-name", "here", "--keep-alive", "600")
+    with serving(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "memory:"}, args=args) as server, Wire(server) as wire:
+        wire.send(asked("page"))
+        assert wire.rest().startswith(b"HTTP/1.1 404 ")
 
 
 # -- it does not close ------------------------------------------------------------------------------------------------
@@ -340,6 +390,14 @@ def test_a_view_is_cancelled_when_its_client_leaves(server: Server) -> None:
         wire.send(b"GET /test/waits HTTP/1.1\r\nHost: x\r\n\r\n")
         assert eventually(lambda: ask(server, "GET", "/test/ended").json == ["waiting"])
     assert eventually(lambda: ask(server, "GET", "/test/ended").json == ["waiting", "cancelled"])
+
+
+def test_who_will_send_no_more_is_answered(server: Server) -> None:
+    """A whole request is, though its client has half-closed; then the connection is closed."""
+    with Wire(server) as wire:
+        wire.send(b"GET /test/slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.rest().endswith(b"at last")
 
 
 def test_a_stream_is_two_tasks(server: Server, topic: str, baseline: dict[str, int]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import KEY, Listener, Wire, ask, bearer, eventually, metric, publish, sign
+from tests.conftest import KEY, WITHIN_S, Listener, Wire, ask, bearer, eventually, metric, publish, sign
 from tests.serving import Server, serving
 from tests.test_server_h2 import Client
 from trio_sse.errors import HubFull
@@ -30,24 +30,24 @@ def small(tmp_path: Path) -> Iterator[Server]:
 def test_one_too_many_is_told_when_to_come_back(small: Server) -> None:
     """It is a stream with a jittered retry and an end, not an error, which would close an EventSource for ever."""
     url = f"{small.url}/events?topic=a"
-    with httpx.Client() as client:
+    with httpx.Client(timeout=WITHIN_S) as client:
         streams = [client.stream("GET", url) for _ in range(3)]
         for stream in streams:
             assert stream.__enter__().status_code == 200
         retries = set()
         for _ in range(10):
-            refused = httpx.get(url)
+            refused = httpx.get(url, timeout=WITHIN_S)
             assert refused.status_code == 200
             found = re.fullmatch(r": stream\nretry: (\d+)\n", refused.text)
             assert found
             retries.add(found[1])
         assert len(retries) > 3
-        assert httpx.get(f"{small.url}/readyz").status_code == 200
-        assert "trio_sse_refused_total 10.0" in httpx.get(f"{small.url}/metrics").text
+        assert httpx.get(f"{small.url}/readyz", timeout=WITHIN_S).status_code == 200
+        assert "trio_sse_refused_total 10.0" in httpx.get(f"{small.url}/metrics", timeout=WITHIN_S).text
         for stream in streams:
             stream.__exit__(None, None, None)
-    assert eventually(lambda: "trio_sse_streams 0.0" in httpx.get(f"{small.url}/metrics").text)
-    with httpx.stream("GET", url) as response:
+    assert eventually(lambda: "trio_sse_streams 0.0" in httpx.get(f"{small.url}/metrics", timeout=WITHIN_S).text)
+    with httpx.stream("GET", url, timeout=WITHIN_S) as response:
         lines = response.iter_lines()
         assert any(line.startswith("id:") for line in (next(lines) for _ in range(3)))
 
@@ -56,10 +56,14 @@ def test_a_subject_has_its_own_cap(small: Server) -> None:
     """The third stream of one token is sent away, and another's is not."""
     url = f"{small.url}/events?topic=a"
     ada, bob = bearer(sign("ada")), bearer(sign("bob"))
-    with httpx.stream("GET", url, headers=ada) as one, httpx.stream("GET", url, headers=ada) as two:
+    with (
+        httpx.Client(timeout=WITHIN_S, headers=ada) as client,
+        client.stream("GET", url) as one,
+        client.stream("GET", url) as two,
+    ):
         assert one.status_code == two.status_code == 200
-        assert "id:" not in httpx.get(url, headers=ada).text
-        with httpx.stream("GET", url, headers=bob) as other:
+        assert "id:" not in httpx.get(url, headers=ada, timeout=WITHIN_S).text
+        with httpx.stream("GET", url, headers=bob, timeout=WITHIN_S) as other:
             lines = other.iter_lines()
             assert any(line.startswith("id:") for line in (next(lines) for _ in range(3)))
 
@@ -100,8 +104,8 @@ def test_without_a_cap_descriptors_are() -> None:
 
 # -- every way out ---------------------------------------------------------------------------------------------------
 
-WRITE_TIMEOUT_S = 1
-TOKEN_S = 6
+WRITE_TIMEOUT_S = 4
+TOKEN_S = 8
 STREAMS_OF_A_SUBJECT = 3
 
 PROGRAM = """

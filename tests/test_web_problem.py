@@ -72,6 +72,14 @@ def test_what_cannot_be_answered_is_a_problem(
     check(ask(server, method, target), status, detail)
 
 
+@pytest.mark.parametrize("host", ["x" * 64, "a..b", "\xe9" * 64, ".", "x:y:z", "[::1", "a b"])
+def test_a_host_that_is_none_is_refused_or_ignored(server: Server, host: str) -> None:
+    """The router's opinion of a Host is the client's fault, and no traceback."""
+    answer = ask(server, "GET", "/healthz", headers={"Host": host})
+    assert answer.status in (200, 400)
+    assert "BadHost" not in server.log()
+
+
 def test_a_wrong_method_is_told_the_right_ones(server: Server) -> None:
     """405 names the methods in Allow, as the standard asks (RFC 9110 § 15.5.6)."""
     assert ask(server, "PUT", "/topics/a").headers["Allow"] == "GET, HEAD, OPTIONS, POST"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import ssl
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -17,7 +16,7 @@ import jwt
 import pytest
 
 from .conftest import KEY, STALL_S, WITHIN_S, Answer, Listener, Wire, ask, bearer, eventually, publish, sign
-from .serving import Server, free_port, make_certificate, serving
+from .serving import SecureServer, Server, running, serving
 
 ARGS = ("--access-logfile", "-", "--access-logformat", "%(R)s %(Uq)s %(q)s %(s)s %(f)s")
 ENV = {"TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_QUERY_TOKEN": "1"}
@@ -309,21 +308,13 @@ def test_the_cookie_is_kept_from_scripts_and_other_sites(open_server: Server) ->
 
 def test_the_cookie_is_secure_over_tls(tmp_path: Path) -> None:
     """Where the server itself speaks TLS the cookie never travels without."""
-    certificate = make_certificate(tmp_path)
-    plain, env = free_port(), {"TRIO_SSE_JOURNAL": "memory:"}
-    args = ("--certfile", str(certificate), "--keyfile", str(certificate), "--insecure-bind", f"127.0.0.1:{plain}")
-    server = Server(folder=tmp_path, env=env, args=args)
-    server.url = f"http://127.0.0.1:{plain}"
-    try:
-        server.start()
-        trust = ssl.create_default_context(cafile=certificate)
-        connection = http.client.HTTPSConnection("localhost", server.port, timeout=WITHIN_S, context=trust)
+    with running(SecureServer(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "memory:"})) as server:
+        port, trust = server.secure_port, server.trusted()
+        connection = http.client.HTTPSConnection("localhost", port, timeout=WITHIN_S, context=trust)
         connection.request("POST", "/session", b'{"name": "Ada"}')
         with connection.getresponse() as response:
             assert SimpleCookie(response.headers["Set-Cookie"])[COOKIE]["secure"] is True
         connection.close()
-    finally:
-        server.kill()
 
 
 def test_the_cookie_signs_one_in(open_server: Server) -> None:

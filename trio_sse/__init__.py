@@ -13,7 +13,7 @@ and, in a view of any Quart-Trio app, ``return EventStream(hub.subscribe("lobby"
 #                  server (all that is known of Hypercorn)
 #   middle floor   hub · subscription (history, then live) · ticker (heartbeats) · broadcast (fan-out)
 #                  journal (every event's place) · expiry (tokens go by the wall clock)
-#                  seldom (what the log hears once)
+#                  background (tasks beside the connections) · seldom (what the log hears once)
 #   ground floor   settings · auth · topic · record · wire (the format) · event · errors
 #
 # testing is for our users' tests: it may import every floor, and none imports it.

@@ -56,7 +56,7 @@ def serve(binds: Sequence[str]) -> None:
         raise click.ClickException(
             f"cannot listen on {', '.join(binds)}: {reason}; choose another with --bind"
         ) from None
-    if app.has_hub and app.hub.failed:
+    if server.has_failed():
         raise click.ClickException("the hub failed; its log says how")
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import trio
 
+from . import background
+
 WATCH_S = 0.4
 """The clocks are compared so often, which leaves room in the second within which a stream ends."""
 
@@ -94,13 +96,15 @@ class _Watch:
         self.followed[place] = expiry, moved
         if not self._is_running:
             self._is_running = True
-            trio.lowlevel.spawn_system_task(self._run)
+            background.spawn(self._run)
 
     async def _run(self) -> None:
-        while self.followed:
-            await trio.sleep(WATCH_S)
-            self._compare()
-        self._is_running = False
+        try:
+            while self.followed:
+                await trio.sleep(WATCH_S)
+                self._compare()
+        finally:
+            self._is_running = False
 
     def _compare(self) -> None:
         ahead = wall_ahead()

@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterable, Callable
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 import trio
 
@@ -44,9 +44,6 @@ class _Encoded:
 class Foreign:
     """Any async iterable of events as a source: a task reads it, one event ahead at the most."""
 
-    open_now: ClassVar[int] = 0
-    """How many streams in this process have one."""
-
     def __init__(self, events: AsyncIterable[Event], end: Callable[[EndReason], None]) -> None:
         self.ended: EndReason | None = None
         self._events = events
@@ -58,7 +55,6 @@ class Foreign:
 
     async def __aenter__(self) -> Self:
         self._nursery = await self._nursery_manager.__aenter__()
-        Foreign.open_now += 1
         self._nursery.start_soon(self._read)
         self._nursery.start_soon(self._watch_shutdown)
         return self
@@ -66,7 +62,6 @@ class Foreign:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        Foreign.open_now -= 1
         self._nursery.cancel_scope.cancel()
         await self._nursery_manager.__aexit__(None, None, None)  # the error is not of its tasks: do not wrap it
         self._receive.close()

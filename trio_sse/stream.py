@@ -15,6 +15,7 @@ bytes gets no heartbeat. While it waits, a broadcaster may write to the client i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ import random
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import trio
 from quart import has_request_context, request
@@ -47,6 +48,9 @@ CHUNK_BYTES = 64 * 1024
 
 SPREAD_MS, SPREAD_MS_PER_STREAM = 200, 2
 """When many streams end at once, each adds so much to the span over which they come back; it is this long at least."""
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Of every stream: nobody on its way keeps it, or waits for more of it."""
 
 Message = MutableMapping[str, Any]
 
@@ -88,7 +92,8 @@ class EventStream(TrioResponse):
     source's stream (a subscription's hub beats for it); ``expires_in_s`` ends the stream, with a goodbye, when so
     many seconds have passed on the wall clock, which is what tokens are dated by. ``headers`` are added to the
     response's. ``while_open`` is a context manager that is entered when the stream begins and left when it has ended,
-    however it ends; when it raises :exc:`~trio_sse.errors.HubFull` the stream only says when to come back.
+    however it ends. When it raises, or the source cannot be opened, the stream only says when to come back; the log has
+    the reason, unless it is :exc:`~trio_sse.errors.HubFull`.
 
     The source is entered, if it is a subscription, and closed, if it has ``aclose``, by the stream. When the
     client leaves, the stream is cancelled: the source is let go of, and nothing waits.
@@ -109,8 +114,7 @@ class EventStream(TrioResponse):
             self.body.is_wanted = False
         super().__init__(self.body, content_type=wire.CONTENT_TYPE)
         self.timeout = None
-        self.headers["Cache-Control"] = "no-store"
-        self.headers["X-Accel-Buffering"] = "no"
+        self.headers.update(HEADERS)
         if isinstance(source, Subscription) and source.located:
             self.headers["Last-Event-ID"] = str(source.cursor)
         self.headers.update(headers or {})
@@ -123,7 +127,8 @@ class EventStream(TrioResponse):
     ) -> None:
         """Serve one request as an ASGI application."""
         if isinstance(self.body.source, Subscription):
-            self.headers["Last-Event-ID"] = str(await self.body.source.locate())
+            with contextlib.suppress(Exception):  # then the stream cannot be opened, and says when to come back
+                self.headers["Last-Event-ID"] = str(await self.body.source.locate())
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
         self.body.is_wanted = scope["method"] != "HEAD"
         self.body.send = send
@@ -140,6 +145,16 @@ class EventStream(TrioResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def come_back() -> TrioResponse:
+    """The response to who asks for a stream that cannot be had now: when to come back, and the end.
+
+    As any status but 200 closes a native ``EventSource`` for ever.
+    """
+    response = TrioResponse(wire.opening(_jittered(RETRY_MS, StreamBody.open_now)), content_type=wire.CONTENT_TYPE)
+    response.headers.update(HEADERS)
+    return response
+
+
 async def _cancel_on_disconnect(receive: Callable[[], Awaitable[Message]], scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -148,6 +163,9 @@ async def _cancel_on_disconnect(receive: Callable[[], Awaitable[Message]], scope
 
 class StreamBody(ResponseBody):
     """The bytes of a stream; used as Quart uses a body, in one task."""
+
+    open_now: ClassVar[int] = 0
+    """How many are open in this process."""
 
     def __init__(
         self,
@@ -188,7 +206,7 @@ class StreamBody(ResponseBody):
     def end(self, reason: EndReason) -> None:
         """Say goodbye and finish; a write that is under way is finished first."""
         if self._reason is None:
-            self._reason, self._ended_with = reason, self._open_streams()
+            self._reason, self._ended_with = reason, StreamBody.open_now
         self._look_again()
 
     def _look_again(self) -> None:
@@ -201,21 +219,24 @@ class StreamBody(ResponseBody):
         server.write_before.set(self._expiry)
         async with AsyncExitStack() as stack:
             try:
-                stack.enter_context(self._while_open if self.is_wanted else nullcontext())
-            except HubFull:
+                if self.is_wanted:
+                    await self._open(stack)
+                else:
+                    self._closing = iter(())
+            except Exception as error:
+                if not isinstance(error, HubFull):
+                    say_failed(error)
                 self._closing = iter([wire.opening(self._jittered_retry())])
-            if not self.is_wanted:
-                self._closing = iter(())
-            if self._closing is None:
-                if self._expiry is not None:
-                    stack.enter_context(self._expiry.followed(self._look_again))
-                await self._open(stack)
-            else:
+            if self._closing is not None:
                 await close(self.source)
             self._resources = stack.pop_all()
+        StreamBody.open_now += 1
         return self
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        stack.enter_context(self._while_open)
+        if self._expiry is not None:
+            stack.enter_context(self._expiry.followed(self._look_again))
         if not isinstance(self.source, Subscription):
             self._frames = await stack.enter_async_context(Foreign(self.source, self.end))
             return
@@ -233,6 +254,7 @@ class StreamBody(ResponseBody):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        StreamBody.open_now -= 1
         await self._resources.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -318,8 +340,9 @@ class StreamBody(ResponseBody):
         return wire.encode(Event(json.dumps({"reason": reason}), type=RESERVED_PREFIX + "goodbye", retry=retry))
 
     def _jittered_retry(self) -> int:
-        streams = self._ended_with or self._open_streams()
-        return self._retry_ms + random.randrange(max(SPREAD_MS, SPREAD_MS_PER_STREAM * streams))
+        return _jittered(self._retry_ms, self._ended_with or StreamBody.open_now)
 
-    def _open_streams(self) -> int:
-        return len(self.source.desk.streams) if isinstance(self.source, Subscription) else Foreign.open_now
+
+def _jittered(retry_ms: int, streams: int) -> int:
+    """When to come back, for one of so many."""
+    return retry_ms + random.randrange(max(SPREAD_MS, SPREAD_MS_PER_STREAM * streams))

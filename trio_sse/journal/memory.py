@@ -71,9 +71,11 @@ class MemoryJournal(Journal):
             records = slices[0]
         else:
             records = [record for record, _ in zip(heapq.merge(*slices, key=_by_id), range(limit), strict=False)]
-        sizes = accumulate(len(record.frame) for record in records)
-        fitting = max(1, sum(size <= PAGE_BYTES for size in sizes))
-        return Page(records[:fitting], self._floor(selectors), more=len(records) == limit or fitting < len(records))
+        page = records
+        sizes = [len(record.frame) for record in records]
+        if sum(sizes) > PAGE_BYTES:
+            page = records[: max(1, sum(size <= PAGE_BYTES for size in accumulate(sizes)))]
+        return Page(page, self._floor(selectors), more=len(records) == limit or len(page) < len(records))
 
     async def floor(self, selectors: Sequence[Selector]) -> EventID:
         await trio.lowlevel.checkpoint()

@@ -15,7 +15,10 @@ What is mended here, and why (each was seen with Hypercorn 0.18.0):
 - A client that has closed an idle connection keeps its task and descriptor until the keep-alive time is over. Here
   they go with the client.
 - A connection that begins HTTP/2 in plain text, or resets its last stream, and then asks for nothing, is never
-  closed. Here it has the keep-alive time like any other; so has one that shakes hands for TLS.
+  closed. Here it has the keep-alive time like any other; so has one that shakes hands for TLS. Nor is one closed
+  that asks for a WebSocket, and not quite as it should: here it is.
+- A client that says that it will send no more, as ``nc -N`` does, is taken for one that has left, and may or may not
+  have its answer. Here a whole request has a moment to be answered, unless the answer is a stream.
 - There is no limit to connections but that of descriptors, at which ``accept`` fails and nobody is told anything. Here
   there is room for one more at any time, and who has to be refused is told so (``admission``).
 - A request's body that its application does not read holds the connection's reader for ever. Here it is thrown away
@@ -38,7 +41,7 @@ What is made cheaper, and for all that is served here (``docs/cost.md`` has the 
 - ``connection``: the life of a connection is Hypercorn's with fewer tasks, coroutines and cancel scopes.
 
 Everything is patched by one named act, :func:`guard_hypercorn`, which stands aside and says so when it finds a
-version it does not know.
+version it does not know, or one that lacks what is to be patched.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -69,6 +73,7 @@ from .messages import messages_behind
 from .worker import (
     end_worker,
     give_up,
+    has_failed,
     refuse_siblings,
     replace_worker,
     serve,
@@ -90,6 +95,7 @@ __all__ = [
     "find_direct_writer",
     "give_up",
     "guard_hypercorn",
+    "has_failed",
     "is_ending",
     "is_turned_away",
     "leaves",
@@ -125,7 +131,6 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
             "*, ".join(KNOWN_VERSIONS),
         )
         return False
-    limits.write_timeout_s, limits.drain_s = write_timeout_s, drain_s
     patches: list[tuple[Any, str, object]] = [
         (TCPServer, "run", connection.guarded_run),
         (TCPServer, "_read_data", connection.read_data),
@@ -143,6 +148,8 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
         (trio.SocketListener, "accept", idle.accept),
         (H2Protocol, "initiate", idle.initiate),
         (H2Protocol, "_close_stream", idle.close_stream),
+        (HTTPStream, "_send_error_response", idle.refuse_http),
+        (WSStream, "_send_error_response", idle.refuse_websocket),
         (StreamBuffer, "__init__", writes.init_buffer),
         (StreamBuffer, "pop", writes.pop),
         (StreamBuffer, "push", writes.bounded_push),
@@ -151,6 +158,11 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
         (hypercorn.trio.run, "worker_serve", worker.prepared_worker_serve),
         (hypercorn.trio, "worker_serve", worker.prepared_worker_serve),
     ]
+    missing = [f"{owner.__name__}.{name}" for owner, name, _ in patches if not hasattr(owner, name)]
+    if missing:
+        log.warning("Hypercorn %s is not as trio_sse knows it (%s): it runs unguarded", version, ", ".join(missing))
+        return False
+    limits.write_timeout_s, limits.drain_s = write_timeout_s, drain_s
     for owner, name, patch in patches:
         setattr(owner, name, patch)
     return True

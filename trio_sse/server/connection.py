@@ -19,19 +19,23 @@ from socket import (
     socket,
 )
 
+import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from .. import background
+from .framing import framing_of
 from .http2 import READ_SIZE, forget_streams
-from .idle import IdleRow, IdleTimer, socket_of
+from .idle import HANDSHAKE_MOMENT_S, IdleRow, IdleTimer, socket_of
 from .limits import limits
 
 SEND_BUFFER = 128 * 1024
@@ -39,6 +43,12 @@ SEND_BUFFER = 128 * 1024
 
 Left to itself it would keep up to 4 MiB for one who took events quickly, and then vanished.
 """
+
+ANSWER_S = 1.0
+"""Who will send no more, but has sent a whole request, may be there still: it has so long to be answered."""
+
+LOOK_S = 0.01
+"""So often it is looked whether the answer is over, or is a stream."""
 
 QUIET_S = 1.0
 """The log is told no more often of connections that were ended."""
@@ -84,7 +94,7 @@ class Complaints:
             log.warning("one connection ended by %s: %.200r", type(cause).__name__, str(cause))
             return
         if not self._more:
-            trio.lowlevel.spawn_system_task(self._say_later)
+            background.spawn(self._say_later)
         self._more += 1
 
     async def _say_later(self) -> None:
@@ -167,6 +177,8 @@ def _is_tls(stream: object) -> bool:
 async def _has_shaken_hands(server: TCPServer) -> bool:
     try:
         with trio.fail_after(server.config.ssl_handshake_timeout):
+            await trio.lowlevel.wait_readable(socket_of(server.stream))
+            server.idle_task.moment = HANDSHAKE_MOMENT_S  # type: ignore[attr-defined]
             await server.stream.do_handshake()
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         return False
@@ -216,6 +228,7 @@ async def read_data(self: TCPServer) -> None:
         if data is not None:
             await self.protocol.handle(RawData(data))
         if data == b"" or sock.fileno() < 0:
+            await _let_answer(self)
             break
         try:
             await trio.lowlevel.wait_readable(sock)
@@ -232,7 +245,24 @@ async def _read_tls(server: TCPServer) -> None:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             break
         await server.protocol.handle(RawData(data))
+    else:
+        await _let_answer(server)
     await server.protocol.handle(Closed())
+
+
+async def _let_answer(server: TCPServer) -> None:
+    """Before a client that sends no more is taken for one that has left, give its last request time for an answer."""
+    with trio.move_on_at(min(trio.current_time() + ANSWER_S, limits.last_deadline())):
+        while _is_owed_an_answer(server.protocol.protocol):  # noqa: ASYNC110  # theirs has no event
+            await trio.sleep(LOOK_S)
+
+
+def _is_owed_an_answer(protocol: object) -> bool:
+    """Whether the client has sent a whole request, and its answer is not over, and is none that may never be."""
+    if not isinstance(protocol, H11Protocol) or protocol.stream is None:
+        return False
+    h1 = protocol.connection
+    return h1.their_state is h11.CLOSED and framing_of(h1) is None
 
 
 def _read_size(server: TCPServer) -> int:

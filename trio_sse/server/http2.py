@@ -1,7 +1,7 @@
 """The streams of one HTTP/2 connection: what one of them may do to the others, and one connection to all others.
 
-- A target or a method that is not ASCII, and a plain ``CONNECT``, break off the connection, or leave a traceback. Here
-  that request is refused.
+- A target, a method or a WebSocket's field that is not ASCII, and a plain ``CONNECT``, break off the connection, or
+  leave a traceback. Here that request is refused.
 - So does a body that goes on when its request has been answered. It is thrown away.
 - A client may take back each request as soon as it has sent it ("rapid reset"): it never has many streams, but
   thousands of applications begin, and all other clients wait for them. Here its connection is ended.
@@ -25,7 +25,7 @@ from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from hpack import Encoder
-from hypercorn.events import Closed
+from hypercorn.events import Closed, Updated
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState
@@ -46,6 +46,9 @@ TAKEN_BACK = 200
 TAKEN_BACK_PER_S = 10
 """So many requests a client may take back unanswered, and then so many a second. A page that is left takes back a
 hundred at the most."""
+
+DECODED = (b":path", b":method", b"sec-websocket-extensions", b"sec-websocket-protocol")
+"""What Hypercorn takes for ASCII."""
 
 UNANSWERED = (ASGIHTTPState.REQUEST, ASGIWebsocketState.HANDSHAKE)
 
@@ -107,7 +110,12 @@ async def handle_events(self: H2Protocol, events: list[Event]) -> None:
         await self._flush()
         await self.send(Closed())
     else:
-        await handle_h2_events(self, [event for event in events if not _refuses(self, event)])
+        served = [event for event in events if not _refuses(self, event)]
+        await handle_h2_events(self, served)
+        if self.idle and any(isinstance(event, RequestReceived) for event in served):
+            await self.send(
+                Updated(idle=True)
+            )  # it was answered without an application, and Hypercorn thinks it is not
 
 
 def _keep_table_small(encoder: Encoder) -> None:
@@ -121,8 +129,8 @@ def _refuses(protocol: H2Protocol, event: Event) -> bool:
     """Whether it is a request that cannot be served; then its client is told so."""
     if not isinstance(event, RequestReceived):
         return False
-    fields = dict(event.headers)
-    if b":path" in fields and fields[b":path"].isascii() and fields[b":method"].isascii():
+    decoded = [(name, value) for name, value in event.headers if name in DECODED]
+    if any(name == b":path" for name, _ in decoded) and all(value.isascii() for _, value in decoded):
         return False
     with contextlib.suppress(ProtocolError):  # its client has taken it back already
         answer = [(b":status", b"400"), *protocol.config.response_headers("h2")]

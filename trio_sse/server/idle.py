@@ -7,25 +7,30 @@ there is no room for another connection, the first in the row makes it (``admiss
 
 Who shakes hands, or sends a header a byte at a time, waits like all others; only a whole request ends the wait. A
 connection that begins HTTP/2 in plain text has begun a request for Hypercorn, and so has one whose last stream was
-reset by its client; if no other follows they wait for ever. Here they stand in the row.
+reset by its client; if no other follows they wait for ever. Here they stand in the row. And Hypercorn forgets the
+connection of a request that it refuses by itself, such as one for a WebSocket that is not quite one; here it is told
+that the answer is over.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
 from hypercorn.events import Updated
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
-from .. import seldom
+from .. import background, seldom
 from .admission import Capacity
 from .drain import say_goaway, wait_idle
 
@@ -34,12 +39,23 @@ log = logging.getLogger(__name__)
 _accept = trio.SocketListener.accept
 _initiate = H2Protocol.initiate
 _close_stream = H2Protocol._close_stream
+_refuse_http = HTTPStream._send_error_response
+_refuse_websocket = WSStream._send_error_response
 
 MOMENT_S = 0.25
 """When there is no room, who comes has about so long to ask for something before it has to go for another."""
 
+HANDSHAKE_MOMENT_S = 1.0
+"""And who has begun to shake hands for TLS so long: before it can ask, bytes have to go there and back."""
+
+NO_APPLICATION = (400, 404)
+"""What a request is answered with when no application is asked."""
+
 PAUSE_S = 0.1
 """When ``accept`` fails for want of something, it is tried again after so long."""
+
+WANTING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""What may be there again in a moment."""
 
 AT_ONCE = 16
 """So many connections are ended before other tasks have their turn; after a flood they all end at the same time."""
@@ -62,7 +78,7 @@ class IdleRow:
         """How many requests were."""
         self._until: OrderedDict[IdleTimer, float] = OrderedDict()  # some have a request by now: they are passed over
         self._begun = trio.Event()
-        self._entered_at = -math.inf
+        self._left = trio.Event()
         self._over = False
 
     @classmethod
@@ -72,30 +88,31 @@ class IdleRow:
         if row is None:
             row = worker.idle = cls(Capacity.of_process())
             _row.set(row)
-            trio.lowlevel.spawn_system_task(row.run)
-            trio.lowlevel.spawn_system_task(row.end_after, worker.terminated.wait)
+            background.spawn(row.run)
+            background.spawn(partial(row.end_after, worker.terminated.wait))
         return row
 
     async def wait_room(self) -> None:
-        """Wait until one more connection may be accepted: at once, but when there are as many as there may be.
+        """Wait until one more connection may begin: at once, but when there are as many as there may be.
 
-        Then one of those that wait has to go, and each had a moment to say what it wants.
+        Then the longest waiting has to go, when it had its moment to say what it wants.
         """
-        if self.open < self.capacity.connections:
-            return
-        self._say_full()
-        soonest = self._entered_at + MOMENT_S / (self.capacity.connections - self.capacity.busy)
-        if (first := self._first()) is not None:
-            soonest = min(soonest, first.since + MOMENT_S)
-        if soonest > trio.current_time():
-            await trio.sleep_until(soonest)
+        while self.open >= self.capacity.connections:
+            self._say_full()
+            first = self._first()
+            until = trio.current_time() + PAUSE_S if first is None else first.since + first.moment
+            if self._left.is_set():
+                self._left = trio.Event()
+            with trio.move_on_at(until) as scope:
+                await self._left.wait()
+            if scope.cancelled_caught and first is None:
+                break
+            if scope.cancelled_caught and self._first() is first and self.open >= self.capacity.connections:
+                self.make_room()
 
     def enter(self, timer: IdleTimer) -> None:
-        """Count a connection that begins, in the place of the longest waiting if need be."""
-        if self.open >= self.capacity.connections:
-            self.make_room()
+        """Count a connection that begins."""
         self.open += 1
-        self._entered_at = trio.current_time()
         timer.is_open = True
 
     def leave(self, timer: IdleTimer) -> None:
@@ -104,6 +121,7 @@ class IdleRow:
         self.waiting -= timer.waits
         self.open -= timer.is_open
         timer.waits = timer.is_open = False
+        self._left.set()
 
     def add(self, timer: IdleTimer, seconds: float) -> None:
         """It begins to wait, as the last; all are given the same number of seconds."""
@@ -122,6 +140,7 @@ class IdleRow:
         """It waits no more, for it has a request. If too many have one, it waits on: for the end of being told so."""
         if not timer.waits:
             return
+        timer.moment = MOMENT_S
         timer.is_turned_away = self.open - self.waiting >= self.capacity.busy
         if timer.is_turned_away:
             self.turned_away += 1
@@ -216,13 +235,15 @@ class IdleRow:
 class IdleTimer:
     """A connection's place in the row. It stands in for Hypercorn's ``TrioSingleTask``."""
 
-    __slots__ = ("_server", "is_open", "is_turned_away", "since", "waits")
+    __slots__ = ("_server", "is_open", "is_turned_away", "moment", "since", "waits")
 
     def __init__(self) -> None:
         self.is_open = False
         """Whether it counts as a connection."""
         self.is_turned_away = False
         """Whether the request that it has is to be refused, for too many have one."""
+        self.moment = MOMENT_S
+        """How long it may wait when there is no room."""
         self.since = 0.0
         """When it began to wait."""
         self.waits = False
@@ -268,20 +289,37 @@ _row: trio.lowlevel.RunVar[IdleRow | None] = trio.lowlevel.RunVar("trio_sse_row"
 
 
 async def accept(self: trio.SocketListener) -> trio.SocketStream:
-    """``SocketListener.accept``, which waits for room, and when there should be some and is not, says so seldom."""
+    """``SocketListener.accept``, which waits for room, and when there should be some and is not, says so seldom.
+
+    When it fails, nobody comes any more, and those who are here are told before they go.
+    """
     while True:
-        row = _row.get()
-        if row is not None:
-            await row.wait_room()
         try:
-            return await _accept(self)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                raise
+            row = _row.get()
+            stream = await _accept(self)
+            if row is not None:
+                await _wait_room(row, stream)
+            return stream
+        except trio.ClosedResourceError:
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError) or error.errno not in WANTING:
+                if not await background.give_way(error):
+                    raise
+                await trio.sleep_forever()
             seldom.say(log, "no connection can be accepted: %s", error.strerror)
             if row is not None:
                 row.learn()
             await trio.sleep(PAUSE_S)
+
+
+async def _wait_room(row: IdleRow, stream: trio.SocketStream) -> None:
+    """Wait with the connection in hand: had it waited for one to come, nobody would have a moment when one does."""
+    try:
+        await row.wait_room()
+    except BaseException:
+        stream.socket.close()
+        raise
 
 
 def is_crowded(worker: object) -> bool:
@@ -309,6 +347,23 @@ async def close_stream(self: H2Protocol, stream_id: int) -> None:
         if self.context.terminated.is_set():
             await say_goaway(self)
         await self.send(Updated(idle=True))
+
+
+async def refuse_http(self: HTTPStream, status_code: int) -> None:
+    """``HTTPStream._send_error_response``, after which the connection waits or closes like after any answer."""
+    await _refuse_http(self, status_code)
+    await _end_refused(self, status_code)
+
+
+async def refuse_websocket(self: WSStream, status_code: int) -> None:
+    """``WSStream._send_error_response``, after which the connection waits or closes like after any answer."""
+    await _refuse_websocket(self, status_code)
+    await _end_refused(self, status_code)
+
+
+async def _end_refused(stream: HTTPStream | WSStream, status_code: int) -> None:
+    if status_code in NO_APPLICATION:  # otherwise there is one, whose end is the stream's
+        await stream.send(StreamClosed(stream_id=stream.stream_id))
 
 
 def socket_of(stream: object) -> trio.socket.SocketType:

@@ -23,6 +23,7 @@ from fcntl import ioctl
 
 import trio
 
+from .. import background
 from .limits import limits
 
 LOOKS = 4
@@ -147,7 +148,7 @@ class SlowReaders:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
         if not self._is_running:
             self._is_running = True
-            trio.lowlevel.spawn_system_task(self._run)
+            background.spawn(self._run)
 
     async def _run(self) -> None:
         while self._slow:

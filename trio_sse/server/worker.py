@@ -21,6 +21,7 @@ import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.worker_context import WorkerContext
 
+from .. import background
 from .connection import prepare_listener
 from .limits import limits
 
@@ -36,11 +37,11 @@ ORPHAN_S = 1.0
 HANDLERS_SHARE = 0.9
 """Of the drain time, who has not answered by then answers no more, and is answered for."""
 
-LAST_RESORT_S = 0.6
+LAST_RESORT_S = 0.4
 """So long after the drain the process ends, whatever still runs in it."""
 
 TOLD_S = 1.0
-"""A worker whose hub has failed goes on for so long, so that who asks is told, and not left waiting for the next."""
+"""A worker of which a part has failed goes on for so long: who asks is told, and not left waiting for the next."""
 
 SHORTEST_LIFE_S = 3.0
 """And it lives for so long at least, so that a fault which comes back at once does not keep a processor busy."""
@@ -152,6 +153,7 @@ async def prepared_worker_serve(
     """``worker_serve`` with time for our goodbyes, and room for everybody to come back."""
     _config.set(config)
     _began.set(trio.current_time())
+    background.replace_with(replace_worker)
     limits.drain_deadline = math.inf
     last_resort.guards = last_resort.guards or multiprocessing.parent_process() is not None
     gc.set_threshold(*GC_THRESHOLD)
@@ -180,10 +182,14 @@ def workers() -> int:
 async def wait_shutdown() -> None:
     """Wait until this worker is asked to end.
 
-    Under a server that we do not know, this waits for ever.
+    Under a server that we do not know, this says so in the log, and waits for ever.
     """
     worker = _worker.get()
     if worker is None:
+        log.warning(
+            "this server is not one that trio_sse mends: nothing guards it against its clients, and streams are not "
+            "told when it ends"
+        )
         await trio.sleep_forever()
     await worker.terminated.wait()
 
@@ -199,7 +205,7 @@ async def end_worker() -> None:
 
 
 async def replace_worker() -> None:
-    """End this worker, whose hub has failed: soon, and not sooner than a new one may fail again.
+    """End this worker, of which a part has failed: soon, and not sooner than a new one may fail again.
 
     If it is cancelled, the worker is ending already.
     """
@@ -237,6 +243,11 @@ async def watch_parent() -> None:
     with trio.CancelScope(shield=True):
         await trio.sleep(ORPHAN_S)
     os._exit(1)
+
+
+def has_failed() -> bool:
+    """Whether this process has no parent that replaces it, and ends because a part of it has failed."""
+    return last_resort.status != 0
 
 
 def give_up(line: str) -> NoReturn:

@@ -35,7 +35,8 @@ NOT_OPEN = "the hub is not open: it opens when the server starts the application
 CORS_AGE = timedelta(hours=1)
 
 BODY_S = 60
-"""A body that becomes one event has so long to come, whole; a stream of events may take its time."""
+"""A body that becomes one event has so long to come, and again so long for each 60 KiB of it; a stream of events may
+take its time."""
 
 PATIENCE = 0.8
 """Of the drain time, who has not begun to answer by then is answered for."""

@@ -57,7 +57,7 @@ def address_of(request: Request, trusted: Collection[Proxies]) -> str:
     those who wrote it are trusted; what a client has written itself is before that. Of a proxy that says nothing, or
     nothing that is an address, it is the proxy's own. All who come over a Unix socket have one address.
     """
-    client = request.scope["client"]
+    client = request.scope.get("client")  # a server need not say
     written = client[0] if client else UNIX
     if not trusted and ":" not in written:
         return written

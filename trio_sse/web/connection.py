@@ -29,6 +29,7 @@ from quart.wrappers import Request as QuartRequest
 from quart.wrappers import Response as QuartResponse
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import BadHost, RequestTimeout
 
 from .. import seldom, server
 from ..errors import HubFailed
@@ -39,6 +40,9 @@ from .caller import hide_token
 
 LINGER_S = 10.0
 """How long at most the rest of a refused body is read and thrown away."""
+
+BODY_BYTES_PER_S = 1024
+"""A body has its time once more whenever so much for each second of it has come: slow is well, a trickle is not."""
 
 REFUSE_S = 0.1
 """So long a refusal may take when everything else is over."""
@@ -167,7 +171,9 @@ class HTTPConnection(TrioASGIHTTPConnection):
                 if self._streaming:
                     request.incoming = self._incoming
                 else:
-                    self._nursery.start_soon(self._read, self._incoming, request)
+                    seconds = math.inf if request.body_timeout is None else request.body_timeout
+                    request.body_timeout = None  # Quart's would be for the whole
+                    self._nursery.start_soon(self._read, self._incoming, request, seconds)
                 answer = self._answer(request)
                 del request
                 await answer
@@ -180,12 +186,19 @@ class HTTPConnection(TrioASGIHTTPConnection):
         if not self._begun:
             self._scope.cancel()
 
-    async def _read(self, incoming: Incoming, request: QuartRequest) -> None:
-        """Move the body into Quart's request, then wait for the client to leave."""
+    async def _read(self, incoming: Incoming, request: QuartRequest, seconds: float) -> None:
+        """Move the body into Quart's request, as long as it goes on coming, then wait for the client to leave."""
         ending = getattr(self.app, "cancelled_on_ending", trio.CancelScope)  # it may serve an application without one
-        with contextlib.suppress(Disconnected), ending() as scope:
+        due = least = seconds * BODY_BYTES_PER_S
+        with contextlib.suppress(Disconnected), ending() as scope, trio.move_on_after(seconds) as patience:
             while chunk := await incoming.read():
                 request.body.append(chunk)
+                due -= len(chunk)
+                if due <= 0:
+                    due, patience.deadline = least, trio.current_time() + seconds
+            request.body.set_complete()
+        if patience.cancelled_caught:
+            request.body._must_raise = RequestTimeout()
             request.body.set_complete()
         if scope.cancelled_caught:
             request.body._must_raise = HubFailed("the server is going away: send the request again in a moment")
@@ -202,14 +215,17 @@ class HTTPConnection(TrioASGIHTTPConnection):
     async def _answer(self, request: QuartRequest) -> None:
         """Answer; what breaks an answer off, once it has begun, ends it."""
         try:
-            response = await self.app.handle_request(request)
+            try:
+                response = await self.app.handle_request(request)
+            except BadHost:  # from before anything that handles errors
+                response = problem.respond(400, "the Host header does not name a host")
             del request
             if isinstance(response.response, StreamBody):
                 body, head = response.response, _head_of(response)
                 del response  # a stream may last for days, and needs no more of the request and the response
                 body.send = self._send  # how its bytes would leave if nobody stood in between
-                await self._send_carefully(head)
                 async with body as chunks:
+                    await self._send_carefully(head)
                     async for chunk in chunks:
                         await self._send({"type": BODY, "body": chunk, "more_body": True})
                 await self._send_carefully({"type": BODY, "body": b"", "more_body": False})
@@ -232,7 +248,7 @@ class HTTPConnection(TrioASGIHTTPConnection):
     async def _refuse(self, detail: str) -> None:
         """Send a problem in place of a view's answer, when this task is cancelled already; the client may have left."""
         with trio.move_on_after(REFUSE_S, shield=True), contextlib.suppress(Exception):
-            response = problem.respond(503, detail)
+            response = problem.answer(self.scope, 503, detail)
             await self._send(_head_of(response))
             await self._send({"type": BODY, "body": await response.get_data(as_text=False), "more_body": False})
 

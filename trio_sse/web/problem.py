@@ -1,4 +1,8 @@
-"""Errors as ``application/problem+json`` (RFC 9457), each with a ``detail`` that a person can act on."""
+"""Errors as ``application/problem+json`` (RFC 9457), each with a ``detail`` that a person can act on.
+
+But who asks for a stream is never told that the fault is ours: any status but 200 closes a native ``EventSource`` for
+ever. It gets a stream that says when to come back, and ends. What is wrong with the request itself is said in 4xx.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,11 @@ from werkzeug.exceptions import (
 
 from .. import seldom
 from ..errors import TrioSSEError
-from ..wire import MAX_DATA
+from ..stream import come_back
+from ..wire import CONTENT_TYPE, MAX_DATA
+
+EVENTS = "/events"
+"""Where streams are."""
 
 RETRY_AFTER_S = 1
 """What a client is told to wait when the fault is ours and may pass."""
@@ -42,9 +50,24 @@ def respond(status: int, detail: str) -> Response:
     return response
 
 
+def answer(scope: Any, status: int, detail: str) -> Response:
+    """A problem as the response to a request, of which this is the ASGI scope; if it asks for a stream, see above."""
+    return come_back() if status >= 500 and asks_for_stream(scope) else respond(status, detail)
+
+
+def asks_for_stream(scope: Any) -> bool:
+    """Whether a request is that of an ``EventSource``, or of somebody else who subscribes."""
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
+    accepts = CONTENT_TYPE.encode()
+    return scope["path"] == EVENTS or any(
+        name == b"accept" and accepts in value.lower() for name, value in scope["headers"]
+    )
+
+
 async def from_own(error: TrioSSEError) -> Response:
     """Our own errors know their status."""
-    return respond(error.status_hint, str(error))
+    return answer(request.scope, error.status_hint, str(error))
 
 
 async def from_http(error: HTTPException) -> Response:
@@ -59,8 +82,8 @@ async def from_http(error: HTTPException) -> Response:
     elif isinstance(error, RequestEntityTooLarge):
         detail = f"the body holds more than {MAX_DATA} bytes: publish less at once, or a stream of events"
     elif isinstance(error, RequestTimeout):
-        detail = "the body did not come: send it within a minute"
-    response = respond(status, detail)
+        detail = "the body did not come: send it within a minute, or a kibibyte a second"
+    response = answer(request.scope, status, detail)
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
     return response
@@ -69,4 +92,4 @@ async def from_http(error: HTTPException) -> Response:
 async def from_bug(error: Exception) -> Response:
     """What nobody expected: the log has it, the client is told no more than that."""
     seldom.say(log, "a request to %r failed", request.path, error=error)
-    return respond(500, "the server made a mistake, which is in its log")
+    return answer(request.scope, 500, "the server made a mistake, which is in its log")
