@@ -21,6 +21,7 @@ from trio_sse.server import idle, patience, worker
 from trio_sse.topic import Selector
 
 worker.TOLD_S = float(os.environ.get("TOLD_S", worker.TOLD_S))
+worker.LAST_RESORT_S = float(os.environ.get("LAST_RESORT_S", worker.LAST_RESORT_S))
 
 FAILS_AT_ONCE = Path("fails at once")
 """While there is such a file, the hub breaks as soon as it is open."""

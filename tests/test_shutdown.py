@@ -116,6 +116,7 @@ class Drained:
 def drained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drained]:
     """A server that is sent SIGTERM while a hundred clients never read, and what all others then see."""
     env = {"TRIO_SSE_DRAIN_S": str(DRAIN_S), "TRIO_SSE_WRITE_TIMEOUT_S": "30", "TRIO_SSE_JOURNAL": "memory:"}
+    env["LAST_RESORT_S"] = str(STALL_S)  # it ends by itself, also when a busy machine stands still just then
     folder, patient = tmp_path_factory.mktemp("drained"), ("--keep-alive", "60")
     with running(SecureServer(APP, folder=folder, env=env, args=patient)) as server:
         saw = _drain(server)

