@@ -113,7 +113,7 @@ async def handle_events(self: H2Protocol, events: list[Event]) -> None:
         served = [event for event in events if not _refuses(self, event)]
         await handle_h2_events(self, served)
         if self.idle and any(isinstance(event, RequestReceived) for event in served):
-            await self.send(Updated(idle=True))  # it was answered without an application, and Hypercorn takes it for busy
+            await self.send(Updated(idle=True))  # answered without an application, and taken for busy
 
 
 def _keep_table_small(encoder: Encoder) -> None:
