@@ -19,6 +19,7 @@ const composer = at("text");
 
 const session = new Session();
 const drafts = []; // Written but not confirmed, of every room.
+let sending = Promise.resolve(); // The last attempt to send one.
 const unsent = new Map(); // Half-written text per room, while another room is open.
 
 let room = "";
@@ -329,25 +330,32 @@ function send() {
   deliver(draft);
 }
 
-async function deliver(draft) {
-  const fate = (text) => {
-    draft.element.classList.toggle("failed", Boolean(text));
-    draft.element.querySelector("[role=status]").textContent = text;
-    for (const button of draft.element.querySelectorAll("button")) button.hidden = !text;
-  };
-  const publish = () => call("POST", rooms.path(draft.room), { json: draft.message });
-  fate("");
+/** One after another: requests at the same time may overtake each other, and what is said first shall stand first. */
+function deliver(draft) {
+  setFate(draft, "");
+  const attempt = () => publish(draft);
+  sending = sending.then(attempt, attempt);
+}
+
+function setFate(draft, text) {
+  draft.element.classList.toggle("failed", Boolean(text));
+  draft.element.querySelector("[role=status]").textContent = text;
+  for (const button of draft.element.querySelectorAll("button")) button.hidden = !text;
+}
+
+async function publish(draft) {
+  const post = () => call("POST", rooms.path(draft.room), { json: draft.message });
   try {
-    const { id } = await publish().catch(async (refusal) => {
+    const { id } = await post().catch(async (refusal) => {
       if (refusal.status !== 401 || !(await session.renew())) throw refusal;
       Object.assign(draft.message, { name: session.name, author: session.sub });
-      return publish();
+      return post();
     });
     discard(draft);
     if (draft.room === room) show(id, draft.message);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    fate(`Not sent: ${error.message}`);
+    setFate(draft, `Not sent: ${error.message}`);
     if (error.status === 401) ask({ problem: error.message, wantsToken: session.withToken });
   }
 }

@@ -215,6 +215,27 @@ def test_a_message_shows_once_while_it_is_sent_and_echoed(visit: Visit, room: st
     expect(ada.drafts).to_have_count(0)
 
 
+def test_what_is_said_first_stands_first(visit: Visit, room: str) -> None:
+    """Though the request of the first message is slow, none overtakes it."""
+    ada = visit()
+    ada.arrive(room)
+    asked: list[Route] = []
+
+    def hold_back_the_first(route: Route) -> None:
+        if route.request.method == "POST":
+            asked.append(route)
+        if asked[:1] != [route]:
+            route.continue_()
+
+    ada.page.route(f"**/topics/**{room}", hold_back_the_first)
+    for text in ("one", "two", "three"):
+        ada.say(text)
+    expect(ada.drafts).to_have_count(3)
+    ada.page.wait_for_timeout(300)  # time in which the others would go
+    asked[0].continue_()
+    expect(ada.texts).to_have_text(["one", "two", "three"])
+
+
 def test_reload_keeps_history_and_name(visit: Visit, room: str, publish: Publish) -> None:
     """After a reload everything is there and nobody is asked for their name again."""
     ada = visit()
