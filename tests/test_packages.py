@@ -78,9 +78,10 @@ def test_an_installation_that_fails_changes_nothing(machine: Machine, before: st
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_installation_is_put_right(machine: Machine, before: str | None, number: signal.Signals) -> None:
     """At once, or after a power cut by the next one."""
-    machine.command("apt-get", "sleep 600")
+    machine.command("apt-get", f'echo >"{machine.seen}"; exec sleep 600')
     script = machine.begin()
-    assert eventually(lambda: machine.policy.exists() and "trio_sse" in machine.policy.read_text())
+    assert eventually(machine.seen.exists)  # a shell that has yet to begin a command begins it, and waits for it
+    assert "trio_sse" in machine.policy.read_text()
     os.killpg(script.pid, number)
     script.wait(30)
     if number is signal.SIGKILL:
