@@ -12,9 +12,9 @@ from trio_sse.broadcast import EndReason
 from trio_sse.errors import HubFailed, InvalidEvent, InvalidTopic, JournalError, JournalUnusable, TooLarge
 from trio_sse.event import Event
 from trio_sse.hub import MAX_KEY, Hub, open_hub
-from trio_sse.journal import Retention
 from trio_sse.journal.memory import MemoryJournal
 from trio_sse.record import Record
+from trio_sse.retention import Retention
 from trio_sse.testing import WallClock
 from trio_sse.wire import MAX_DATA
 
@@ -183,7 +183,7 @@ async def test_a_hub_that_breaks_ends_everything(autojump_clock: trio.testing.Mo
 
 async def test_a_writer_that_breaks_fails_the_hub_and_its_publishers(tmp_path: object) -> None:
     """An exception in the journal's writer answers who waits for it, and is the hub's end."""
-    from trio_sse.journal import database
+    from trio_sse.journal import writer
 
     async def publish(hub: Hub, errors: list[Exception]) -> None:
         try:
@@ -197,7 +197,7 @@ async def test_a_writer_that_breaks_fails_the_hub_and_its_publishers(tmp_path: o
     errors: list[Exception] = []
     with pytest.raises(ExceptionGroup) as caught, pytest.MonkeyPatch.context() as patch:
         async with trio.open_nursery() as nursery, open_hub(f"sqlite:{tmp_path}/j.db") as hub:
-            patch.setattr(database.Writer, "commit", broken)
+            patch.setattr(writer.Writer, "commit", broken)
             nursery.start_soon(publish, hub, errors)
             await trio.sleep_forever()
     assert caught.group_contains(ZeroDivisionError)

@@ -8,8 +8,9 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from trio_sse.event import ORIGIN
-from trio_sse.journal import Journal, Retention, memory, open_journal
+from trio_sse.journal import Journal, memory, open_journal
 from trio_sse.journal.memory import MemoryJournal
+from trio_sse.retention import Retention
 from trio_sse.testing import JournalContract, WallClock, data_of, draft, read_all
 from trio_sse.topic import parse_selectors
 
@@ -60,7 +61,7 @@ async def test_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         await journal.append([draft(f"t/{number}", str(number))])
     assert data_of(await read_all(journal, "**")) == [str(number) for number in range(90, 100)]
-    assert len(journal._topics) <= 15
+    assert len(journal._kept) <= 15
 
 
 async def test_the_order_is_cleared_of_what_was_removed() -> None:
@@ -70,4 +71,4 @@ async def test_the_order_is_cleared_of_what_was_removed() -> None:
     for _ in range(50):
         await journal.append([draft("busy") for _ in range(100)])
     assert journal.statistics().events == 11
-    assert len(journal._order) <= 2 * 11 + 1024 + 100
+    assert len(journal._shelf._order) <= 2 * 11 + 1024 + 100

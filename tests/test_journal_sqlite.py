@@ -6,18 +6,21 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from trio_sse.errors import JournalError, JournalFull, JournalUnusable
 from trio_sse.event import ORIGIN, EventID
-from trio_sse.journal import Journal, Retention, database, open_journal, read_secret
+from trio_sse.journal import Journal, database, open_journal, read_secret, writer
 from trio_sse.journal import sqlite as sqlite_journal
-from trio_sse.testing import JournalContract, WallClock, data_of, draft, read_all, take
+from trio_sse.journal.writer import Change, Doomed, Held, Write, Writer
+from trio_sse.retention import Retention
+from trio_sse.testing import NOON, JournalContract, WallClock, data_of, draft, read_all, take
 from trio_sse.topic import parse_selectors
 
 
@@ -75,7 +78,7 @@ async def test_ids_go_on_above_events_that_are_all_gone(url: str) -> None:
 
 async def test_forgotten_topics_leave_one_coarse_floor(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When too many topics are empty, one floor stands for the oldest of them, also after a restart."""
-    monkeypatch.setattr(database, "MAX_EMPTY_TOPICS", 2)
+    monkeypatch.setattr(writer, "MAX_EMPTY_TOPICS", 2)
     clock = WallClock()
     async with open_journal(url, retention=Retention(seconds=10), clock=clock) as journal:
         ids = []
@@ -93,8 +96,8 @@ async def test_forgotten_topics_leave_one_coarse_floor(url: str, monkeypatch: py
 
 async def test_topics_are_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher that invents topics pushes out the oldest events, not the disk."""
-    monkeypatch.setattr(database, "MAX_TOPICS", 10)
-    monkeypatch.setattr(database, "MAX_EMPTY_TOPICS", 5)
+    monkeypatch.setattr(writer, "MAX_TOPICS", 10)
+    monkeypatch.setattr(writer, "MAX_EMPTY_TOPICS", 5)
     async with open_journal(url) as journal:
         for number in range(30):
             await journal.append([draft(f"t/{number}", str(number))])
@@ -104,13 +107,13 @@ async def test_topics_are_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 async def test_waiting_publishers_share_a_transaction(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is appended while a commit runs goes into the next one together."""
     commits: list[int] = []
-    commit = database.Writer.commit
+    commit = Writer.commit
 
-    def count(self: database.Writer, records: list[object], oldest_ms: float) -> None:
-        commits.append(len(records))
-        commit(self, records, oldest_ms)  # type: ignore[arg-type]
+    def count(self: Writer, writes: Sequence[Write], *times: Any) -> Change:
+        commits.append(len(writes))
+        return commit(self, writes, *times)
 
-    monkeypatch.setattr(database.Writer, "commit", count)
+    monkeypatch.setattr(Writer, "commit", count)
     async with open_journal(url) as journal, trio.open_nursery() as nursery:
         for number in range(50):
             nursery.start_soon(journal.append, [draft("a", str(number))])
@@ -280,25 +283,24 @@ async def test_a_position_is_kept_for_the_next_life(url: str) -> None:
         assert (await journal.append([draft("a")]))[0] > position
 
 
-async def test_a_position_whose_transaction_failed_is_kept_by_the_next(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was rolled back is not taken for kept."""
-    async with open_journal(url) as journal:
-        assert isinstance(journal, sqlite_journal.SQLiteJournal)
-        position = journal.position()
-        keep = database.Writer._keep_position
+async def test_no_position_is_given_that_could_not_be_kept(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the file cannot say up to where positions are given, they stay where they are."""
+    clock = WallClock()
+    async with open_journal(url, clock=clock) as journal:
+        keep = Writer._keep_position
 
-        def keep_and_fail(self: database.Writer, kept: EventID) -> None:
+        def keep_and_fail(self: Writer, kept: EventID) -> None:
             keep(self, kept)
             raise sqlite3.OperationalError("disk I/O error")
 
+        clock.move(60)
         with monkeypatch.context() as patch:
-            patch.setattr(database.Writer, "_keep_position", keep_and_fail)
+            patch.setattr(Writer, "_keep_position", keep_and_fail)
             with pytest.raises(JournalError):
                 await journal.trim()
+        assert journal.position().ms < NOON * 1000 + 60_000
         await journal.trim()
-        assert database._meta(journal._writer.db, "position") == position.packed()
+        assert journal.position().ms == NOON * 1000 + 60_000
 
 
 async def test_a_lowered_limit_counts_after_a_restart(url: str) -> None:
@@ -319,11 +321,11 @@ async def test_after_a_failed_commit_memory_and_file_say_the_same(url: str, monk
             raise sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(database.Writer, "_forget", fail)
+            patch.setattr(Writer, "_forget", fail)
             with pytest.raises(JournalError):
                 await journal.append([draft("new", "lost")])
             assert journal.unwritable is not None
-            patch.setattr(database.Writer, "_count", fail)
+            patch.setattr(Writer, "_load", fail)
             with pytest.raises(JournalError):
                 await journal.append([draft("new", "lost")])
         await journal.append([draft("new", "kept")])
@@ -339,20 +341,32 @@ async def test_a_failing_read_is_said(url: str, monkeypatch: pytest.MonkeyPatch)
         raise sqlite3.OperationalError("disk I/O error")
 
     async with open_journal(url) as journal:
-        monkeypatch.setattr(database, "choose", fail)
+        await journal.append([draft("a")])
+        monkeypatch.setattr(sqlite_journal, "SHELF_EVENTS", 0)
+        await journal.append([draft("a")])
+        monkeypatch.setattr(database, "_choose", fail)
         with pytest.raises(JournalError, match="could not read"):
             await journal.read(parse_selectors(["a"]), ORIGIN, 10)
 
 
-async def test_many_old_events_are_removed_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lowered byte limit is reached over several transactions, none of which is long."""
-    monkeypatch.setattr(database, "BATCH", 10)
-    monkeypatch.setattr(database, "MOST_BATCHES", 3)
+@pytest.mark.parametrize("retention", [Retention(bytes=2000), Retention(events=10)])
+async def test_many_old_events_are_removed_in_batches(
+    url: str, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lowered limit is reached over several transactions, none of which is long."""
+    monkeypatch.setattr(writer, "LOOKS", 30)
+    removed: list[int] = []
+    remove = Writer._remove
+
+    def count(self: Writer, held: Held, rows: Sequence[Doomed]) -> None:
+        removed.append(len(rows))
+        remove(self, held, rows)
+
     async with open_journal(url) as journal:
         await journal.append([draft("a", "x" * 100) for _ in range(200)])
-    async with open_journal(url, retention=Retention(bytes=1000)) as journal:
+    monkeypatch.setattr(Writer, "_remove", count)
+    async with open_journal(url, retention=retention) as journal:
         await journal.trim()
-        assert journal.statistics().events == 170
-        for _ in range(10):
-            await journal.trim()
-        assert 0 < journal.statistics().bytes <= 1000
+        assert 0 < journal.statistics().bytes <= 2000
+    assert len(removed) > 2
+    assert max(removed) <= writer.LOOKS_BESIDE

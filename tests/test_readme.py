@@ -96,7 +96,7 @@ def test_the_settings_table_is_complete() -> None:
     expected = []
     for name, field in Settings.model_fields.items():
         default = field.default
-        if default is None or default == ():
+        if default is None or default in ((), {}):
             shown = "none"
         elif isinstance(default, bool):
             shown = "on" if default else "off"

@@ -518,7 +518,7 @@ async def pair() -> AsyncIterator[Pair]:
     woken: list[None] = []
     connection = Connection(stream, None, Config(), trio.CancelScope())  # type: ignore[arg-type]
     writer = DirectWriter(connection, None, lambda: woken.append(None))  # type: ignore[arg-type]
-    outlet = writer.open_outlet(parse_selectors(["a"]), 10)
+    outlet = writer.open_outlet(parse_selectors(["a"]), 10, None)
     outlet._frame, outlet.parked = chunked, True
     async with stream, client:
         yield Pair(outlet, writer, stream, client, connection, woken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from trio_sse.errors import InvalidInput
+from trio_sse.retention import Keep
 from trio_sse.settings import MAX_S, PREFIX, Settings, load_settings
 
 SECRET = "a secret of the tests, of no less than 32 bytes"
@@ -49,7 +51,7 @@ def pem(key: Any) -> str:
 
 # -- what is right -------------------------------------------------------------------------------------------------
 
-DEFAULTS = {
+DEFAULTS: dict[str, object] = {
     "journal": "sqlite:trio_sse.db",
     "jwt_key": None,
     "jwt_algorithm": "HS256",
@@ -61,6 +63,7 @@ DEFAULTS = {
     "retention_events": 1_000,
     "retention_seconds": 7 * 24 * 3600,
     "retention_bytes": 256 * 1024 * 1024,
+    "retention": {},
     "heartbeat_s": 15,
     "write_timeout_s": 20,
     "drain_s": 5,
@@ -265,6 +268,26 @@ def test_what_is_no_proxy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     assert "is not an address such as 10.0.0.1" in told
 
 
+# -- retention -----------------------------------------------------------------------------------------------------
+
+
+def test_what_topics_keep_is_read_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By selector; what is left out is left to the general limits, and null is no limit."""
+    text = '{"room/*": {"seconds": 604800, "events": null}, "**": {"events": 5, "bytes": 9, "seconds": 0.5}, "a": {}}'
+    rules = load(monkeypatch, RETENTION=text).retention
+    assert list(rules.items()) == [
+        ("room/*", Keep(events=math.inf, seconds=604800)),
+        ("**", Keep(events=5, bytes=9, seconds=0.5)),
+        ("a", Keep()),
+    ]
+
+
+def test_a_wrong_rule_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says which selector, and which of its limits."""
+    told = line(monkeypatch, RETENTION='{"room/*": {"events": 1}, "ticker/**": {"seconds": -1}}')
+    assert told.startswith("trio_sse: TRIO_SSE_RETENTION: 'ticker/**': seconds: ")
+
+
 # -- what is wrong -------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +300,13 @@ def test_what_is_no_proxy(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         *(("RETENTION_EVENTS", text) for text in ("0", "-1", "1.5", "many", "1e3")),
         *(("RETENTION_SECONDS", text) for text in ("0", "-1", "nan", "a week")),
         *(("RETENTION_BYTES", text) for text in ("0", "256MiB", "-1")),
+        *(("RETENTION", text) for text in ("room/*", "[]", "1", '"a"', "null", "{", "{}}", "[" * 100_000)),
+        *(("RETENTION", f'{{"a": {rule}}}') for rule in ("1", "null", "[]", '{"event": 1}', '{"events": "1"}')),
+        *(("RETENTION", f'{{"a": {{"events": {it}}}}}') for it in ("0", "-1", "1.5", "true", "1e3", "[]")),
+        *(("RETENTION", f'{{"a": {{"bytes": {it}}}}}') for it in ("0", "-1", "NaN")),
+        *(("RETENTION", f'{{"a": {{"seconds": {it}}}}}') for it in ("0", "-1", "NaN", "Infinity", "1" + "0" * 400)),
+        *(("RETENTION", f"{{{selector}: {{}}}}") for selector in ('""', '"/a"', '"**/a"', '"user/*"', '"a", "a"')),
+        *(("RETENTION", text) for text in ('{"a": {}, "a": {}}', '{"a": {"events": 1, "events": 2}}')),
         *(("HEARTBEAT_S", text) for text in ("0", "-1", "nan", "inf", "15s", "86401")),
         *(("WRITE_TIMEOUT_S", text) for text in ("0", "-1", "nan", "inf", "1e10")),
         *(("DRAIN_S", text) for text in ("-1", "nan", "inf", "86401")),

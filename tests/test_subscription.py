@@ -12,9 +12,10 @@ import trio.testing
 from trio_sse import subscription as room
 from trio_sse.event import EventID
 from trio_sse.hub import Hub
-from trio_sse.journal import Page, Retention
+from trio_sse.journal import Page
 from trio_sse.journal.memory import MemoryJournal
 from trio_sse.record import Gap, Record
+from trio_sse.retention import Retention
 from trio_sse.subscription import Subscription
 from trio_sse.testing import NOON, WallClock, data_of
 from trio_sse.topic import Selector

@@ -14,7 +14,8 @@ and, in a view of any Quart-Trio app, ``return EventStream(hub.subscribe("lobby"
 #   middle floor   hub · subscription (history, then live) · ticker (heartbeats) · broadcast (fan-out)
 #                  journal (every event's place) · expiry (tokens go by the wall clock)
 #                  background (tasks beside the connections) · seldom (what the log hears once)
-#   ground floor   settings · auth · topic · record · wire (the format) · event · errors
+#   ground floor   latest (the newest value of each key) · settings · auth · retention · topic
+#                  record · wire (the format) · event · errors
 #
 # testing is for our users' tests: it may import every floor, and none imports it.
 
@@ -24,8 +25,8 @@ from .auth import Authority, Grant
 from .errors import TrioSSEError
 from .event import Event, EventID
 from .hub import Hub, open_hub
-from .journal import Retention
 from .record import Gap, Record
+from .retention import Keep, Retention
 from .settings import Settings
 from .stream import EventStream
 from .subscription import Subscription
@@ -39,6 +40,7 @@ __all__ = [
     "Gap",
     "Grant",
     "Hub",
+    "Keep",
     "Record",
     "Retention",
     "Settings",

@@ -24,6 +24,7 @@ import trio
 
 from . import seldom
 from .event import ORIGIN, EventID
+from .latest import Latest
 from .record import Record
 from .topic import Selector, matching
 
@@ -93,15 +94,28 @@ class Outlet(Protocol):
 
 
 class ChannelOutlet:
-    """A memory channel with bounded records and bounded bytes. It carries records, never bytes of them."""
+    """A memory channel with bounded records and bounded bytes. It carries records, never bytes of them.
 
-    __slots__ = ("__weakref__", "_clones", "_sleeper", "_waiting_bytes", "cursor", "reason", "receive_channel")
+    With ``latest``, records wait there instead, and the channel carries nothing but the end.
+    """
 
-    def __init__(self, selectors: Sequence[Selector], buffer_events: int) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_clones",
+        "_sleeper",
+        "_waiting_bytes",
+        "cursor",
+        "latest",
+        "reason",
+        "receive_channel",
+    )
+
+    def __init__(self, selectors: Sequence[Selector], buffer_events: int, latest: Latest | None = None) -> None:
         send, self.receive_channel = trio.open_memory_channel[Record](buffer_events)
         with send:
             self._clones = {selector: send.clone() for selector in selectors}
         self.cursor = ORIGIN
+        self.latest = latest
         self.reason: EndReason | None = None
         self._sleeper: trio.lowlevel.Task | None = None
         self._waiting_bytes = 0
@@ -113,6 +127,10 @@ class ChannelOutlet:
 
     def offer(self, batch: Batch) -> Taken:
         for record in batch.records:
+            if self.latest is not None:
+                if not self.latest.hold(record):
+                    return "refused"
+                continue
             size = len(record.frame)
             if self._waiting_bytes and self._waiting_bytes + size > BUFFER_BYTES:
                 return "refused"
@@ -134,6 +152,8 @@ class ChannelOutlet:
         Raises:
           trio.WouldBlock: there is none. trio.EndOfChannel: it was closed; :attr:`reason` says why.
         """
+        if self.latest:
+            return self.latest.take()
         record = self.receive_channel.receive_nowait()
         self._waiting_bytes -= len(record.frame)
         return record

@@ -7,7 +7,8 @@
     │   ├── InvalidEvent         400   a field of an event
     │   ├── InvalidEventID       400   text that is no event ID of ours
     │   ├── InvalidTopic         400   a topic or a selector
-    │   └── TooLarge             413   more bytes than the limit
+    │   ├── TooLarge             413   more bytes than the limit
+    │   └── KeyReused            422   an idempotency key that stands for another event
     ├── InvalidToken             401   who are you?
     ├── NotAllowed               403   I know who you are, and no
     ├── JournalError             503   the journal could not do it now; trying again may help
@@ -53,6 +54,12 @@ class TooLarge(InvalidInput):
     """More bytes than the limit allows."""
 
     status_hint = 413
+
+
+class KeyReused(InvalidInput):
+    """An idempotency key came again, with another event than before."""
+
+    status_hint = 422
 
 
 class InvalidToken(TrioSSEError):

@@ -10,25 +10,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from .broadcast import Broadcaster, EndReason
-from .errors import HubFailed, InvalidEvent, InvalidTopic, JournalError, TooLarge, TrioSSEError
+from .errors import HubFailed, InvalidEvent, InvalidInput, InvalidTopic, JournalError, TooLarge, TrioSSEError
 from .event import Event, EventID
 from .expiry import wall_ahead
-from .journal import Journal, JournalStatistics, Retention, open_journal
-from .record import RESERVED_PREFIX, Draft
-from .subscription import Desk, Subscription
+from .journal import Journal, JournalStatistics, open_journal
+from .record import RESERVED_PREFIX, Draft, Once
+from .retention import Retention
+from .subscription import Desk, Slow, Subscription
 from .ticker import Ticker
 from .topic import Selector, check_topic, parse_selectors
 from .wire import MAX_DATA
 
 MAX_KEY = 256
 """Most characters in an event's key."""
+
+MAX_IDEMPOTENCY_KEY = 255
+"""Most characters, all of them printable ASCII, in what names one publication."""
 
 WATCH_S = 1.0
 """Between two events whose latency is measured, at least so many seconds."""
@@ -41,6 +46,8 @@ JUMP_S = 5.0
 
 MAX_SELECTORS = 100
 """Most selectors of one subscriber."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -102,16 +109,45 @@ class Hub:
         drafts = [Draft(topic, event, key) for event in events]
         for draft in drafts:
             check_publishable(draft.event, draft.key)
+        ids = await self._appended(self.journal.append, drafts)
+        self._published += len(ids)
+        return ids
+
+    async def publish_once(
+        self, topic: str, event: Event, idempotency_key: str, *, key: str | None = None, subject: str | None = None
+    ) -> tuple[EventID, bool]:
+        """Publish one event, unless the same was published to the topic under the same idempotency key before.
+
+        Returns its ID, and whether it had been published before. Keys of different subjects are different keys; so is
+        that of nobody, which is ``None``. A key is known for a day; in memory, until the hub is closed. Of two calls at
+        the same time the second waits for the first. If it is cancelled, call it again: that is what it is for.
+
+        Raises:
+          KeyReused: the key stands for another event. Otherwise as :meth:`publish`.
+        """
+        check_topic(topic)
+        check_publishable(event, key)
+        if not (
+            0 < len(idempotency_key) <= MAX_IDEMPOTENCY_KEY
+            and idempotency_key.isascii()
+            and idempotency_key.isprintable()
+        ):
+            raise InvalidInput(f"an idempotency key is 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
+        draft = Draft(topic, event, key)
+        id, replayed = await self._appended(self.journal.append_once, draft, Once.of(subject, idempotency_key, draft))
+        self._published += not replayed
+        return id, replayed
+
+    async def _appended(self, append: Callable[..., Awaitable[T]], *args: object) -> T:
+        """What the journal says; what it breaks with breaks the hub."""
         self.check_running()
         try:
-            ids = await self.journal.append(drafts)
+            return await append(*args)
         except TrioSSEError:
             raise
         except Exception as error:
             self._break(error)
             raise HubFailed("the journal broke, and is opened anew: try again in a moment") from error
-        self._published += len(ids)
-        return ids
 
     def _break(self, fault: Exception) -> None:
         self.failed = True
@@ -121,11 +157,16 @@ class Hub:
 
     # -- subscribing --------------------------------------------------------------------------------------
 
-    def subscribe(self, *selectors: str | Selector, last_event_id: str | EventID | None = None) -> Subscription:
+    def subscribe(
+        self, *selectors: str | Selector, last_event_id: str | EventID | None = None, slow: Slow = "catch-up"
+    ) -> Subscription:
         """The events of the topics that any of the selectors choose, as an async context manager and iterator.
 
         ``last_event_id`` resumes after an event; ``"earliest"`` begins with the oldest that is kept; ``None``
         with the next to be published after this call.
+
+        A reader that is ``slow`` gets everything it has missed, or, with ``"latest"``, of each key only what is the
+        newest by then (of events without one, the newest of their topic), and no gap for what that replaced.
 
         Raises:
           InvalidTopic: a selector is none, or there are none or too many.
@@ -134,7 +175,7 @@ class Hub:
         if not 0 < len(parsed) <= MAX_SELECTORS:
             raise InvalidTopic(f"{len(parsed)} topics were asked for: ask for 1 to {MAX_SELECTORS}")
         cursor = None if last_event_id is None else str(last_event_id)
-        return Subscription(self._desk, parsed, cursor)
+        return Subscription(self._desk, parsed, cursor, slow)
 
     def subscribers(self, topic: str) -> int:
         """How many subscribers an event of this topic would reach now."""

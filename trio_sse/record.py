@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -27,6 +28,24 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """What makes publishing idempotent: a key that one subject, or whoever has none, gives to one event of a topic.
+
+    ``body`` is the digest of what is published under it (:meth:`of`).
+    """
+
+    subject: str | None
+    key: str
+    body: bytes
+
+    @classmethod
+    def of(cls, subject: str | None, key: str, draft: Draft) -> Self:
+        """The key of a draft."""
+        told = (draft.event.type, draft.key or "", draft.event.data)  # a NUL is in none but the last
+        return cls(subject, key, hashlib.sha256("\0".join(told).encode()).digest())
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Record:
     """An event in its place in the journal, encoded once and shared by every subscriber.
 

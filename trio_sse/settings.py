@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -21,6 +25,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .auth import Authority
 from .errors import InvalidInput
+from .retention import Keep
+from .topic import Selector
 
 PREFIX = "TRIO_SSE_"
 
@@ -64,6 +70,51 @@ def _check_proxies(written: object) -> object:
     return network
 
 
+class _Rule(BaseModel):
+    """What one selector's topics keep. A limit that is left out is the general one; ``null`` is none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    events: Annotated[int | None, Field(ge=1)] = None
+    bytes: Annotated[int | None, Field(ge=1)] = None
+    seconds: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+
+    def keep(self) -> Keep:
+        """The rule, as a journal takes it."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return Keep(**{name: math.inf if limit is None else limit for name, limit in given.items()})
+
+
+def _read_rules(written: object) -> object:
+    """Rules by selector, from JSON; in their order, which counts."""
+    if not isinstance(written, str):
+        return written
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(names := dict(pairs)) < len(pairs):
+            raise ValueError("a name stands in it twice")
+        return names
+
+    try:
+        read = json.loads(written, object_pairs_hook=once)
+        if not isinstance(read, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'it is JSON such as {{"room/*": {{"events": 500, "seconds": 86400}}}}: {error}') from None
+    rules: dict[str, Keep] = {}
+    for text, rule in read.items():
+        try:
+            Selector.parse(text)
+            rules[text] = _Rule.model_validate(rule).keep()
+        except InvalidInput as error:
+            raise ValueError(f"{text!r}: {error}") from None
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = "".join(f" {name}:" for name in fault["loc"])
+            raise ValueError(f"{text!r}:{place} {fault['msg']}; a rule has events, bytes and seconds") from None
+    return rules
+
+
 class Settings(BaseSettings):
     """What the operator may choose. Each field is the variable ``TRIO_SSE_`` and its name in capitals.
 
@@ -94,6 +145,12 @@ class Settings(BaseSettings):
     retention_events: int = Field(1_000, ge=1, description="events kept of each topic")
     retention_seconds: float = Field(7 * 24 * 3600, gt=0, description="seconds for which an event is kept")
     retention_bytes: int = Field(256 * 1024 * 1024, ge=1, description="bytes of events kept in all")
+    retention: Annotated[dict[str, Keep], NoDecode, BeforeValidator(_read_rules)] = Field(
+        {},
+        description="JSON, what each topic of a selector keeps instead: "
+        '`{"room/*": {"events": 500, "bytes": 1000000, "seconds": 86400}}`; the first selector that chooses a topic '
+        "counts, what it leaves out is as above, and `null` is no limit",
+    )
     heartbeat_s: float = Field(15, gt=0, le=MAX_S, description="seconds that a stream is silent at the longest")
     write_timeout_s: float = Field(20, gt=0, le=MAX_S, description="seconds for which a client may take no byte")
     drain_s: float = Field(5, ge=0, le=MAX_S, description="seconds for goodbyes when the server is stopped")

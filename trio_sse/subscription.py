@@ -10,15 +10,18 @@ A subscriber whose channel ran full goes the same way from the start: read unatt
 
 Each page says which IDs below it are gone for good. When that is above the cursor there is a hole, and a
 :class:`~trio_sse.record.Gap` stands at its place.
+
+Who only wants the latest goes the same way, but the pages are gathered first, and only the newest value of each key is
+handed on; what a newer one has replaced is no hole.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import trio
 
@@ -26,6 +29,7 @@ from .broadcast import Broadcaster, ChannelOutlet, EndReason
 from .errors import InvalidEventID
 from .event import ORIGIN, EventID
 from .journal import Journal, Page
+from .latest import Latest
 from .record import Gap, GapReason, Record
 from .ticker import Ticker
 from .topic import Selector
@@ -36,6 +40,13 @@ PAGE = 256
 EARLIEST = "earliest"
 """In place of a cursor: everything that is kept."""
 
+TURNS = 8
+"""So many subscriptions read a page at the same time. Thousands who come back at once take turns, a page each, so that
+an event for those who are there already need never wait for all of them."""
+
+Slow = Literal["catch-up", "latest"]
+"""What a subscriber gets that is slow, or was away: everything, or of each key the newest."""
+
 
 @dataclass(slots=True)
 class Desk:
@@ -45,6 +56,7 @@ class Desk:
     broadcaster: Broadcaster
     streams: Ticker
     buffer_events: int
+    turns: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(TURNS))
     ending: EndReason | None = None
     """Why no more streams are taken, once they are not."""
     delivered: int = 0
@@ -58,7 +70,9 @@ class Subscription:
     is entered or after it is left. One task receives.
     """
 
-    def __init__(self, desk: Desk, selectors: Sequence[Selector], last_event_id: str | None) -> None:
+    def __init__(
+        self, desk: Desk, selectors: Sequence[Selector], last_event_id: str | None, slow: Slow = "catch-up"
+    ) -> None:
         self.selectors = tuple(selectors)
         self.requested = last_event_id
         self.cursor = desk.journal.position() if last_event_id is None else ORIGIN
@@ -66,11 +80,13 @@ class Subscription:
         self.ended: EndReason | None = None
         """Why it was ended, once it was."""
         self.desk = desk
-        self.open_outlet: Callable[[Sequence[Selector], int], ChannelOutlet] = ChannelOutlet
+        self.open_outlet: Callable[[Sequence[Selector], int, Latest | None], ChannelOutlet] = ChannelOutlet
         """Makes the outlet to be attached; who carries the subscription to a client may have a better one."""
         self.located = last_event_id is None
         """Whether :attr:`cursor` is where it really begins."""
         self._ready: deque[Record | Gap] = deque()
+        self._gathered = Latest() if slow == "latest" else None  # in place of ready records
+        self._gathering = False  # what is gathered is not to be handed on yet
         self._newest = self.cursor  # up to here the journal has been read
         self._told_floor = ORIGIN  # holes below this have been told of
         self._more = False  # whether the last page left something to read
@@ -102,7 +118,7 @@ class Subscription:
     async def _locate_cursor(self, requested: str) -> None:
         cursor, reason = self._judge(requested)
         page = await self._read(cursor)
-        if reason is None and page.floor > cursor:
+        if reason is None and self._floor(page) > cursor:
             reason = "restarted" if cursor < self.desk.journal.born else "trimmed"
         if reason is not None:
             cursor = _resumed_from(page, cursor)
@@ -118,8 +134,12 @@ class Subscription:
 
     def _begin(self, page: Page, cursor: EventID) -> None:
         self.cursor = cursor
-        self._told_floor = page.floor
+        self._told_floor = self._floor(page)
         self._absorb(page)
+
+    def _floor(self, page: Page) -> EventID:
+        """Whose cursor is below it has missed something that it should have had."""
+        return page.floor if self._gathered is None else page.lost
 
     @property
     def opening_position(self) -> EventID:
@@ -170,6 +190,10 @@ class Subscription:
         while self._ready:
             if (item := self._take(self._ready.popleft())) is not None:
                 return item
+        while self._gathered and not self._gathering:
+            record = self._gathered.take()
+            if not self._is_replaced(record) and (item := self._take(record)) is not None:
+                return item
         while self._live and self._outlet is not None:
             try:
                 record = self._outlet.receive_nowait()
@@ -179,6 +203,13 @@ class Subscription:
                 if (item := self._take(record)) is not None:
                     return item
         raise trio.WouldBlock
+
+    def _is_replaced(self, record: Record) -> bool:
+        """Whether what is live has a newer value in place of this one, to be received behind all that was read."""
+        if self._outlet is None or self._outlet.latest is None:
+            return False
+        newer = self._outlet.latest.value_of(record)
+        return newer is not None and newer.id > self._newest
 
     def _take(self, item: Record | Gap) -> Record | Gap | None:
         if isinstance(item, Gap):
@@ -230,32 +261,52 @@ class Subscription:
 
         If it is cancelled, nothing has changed.
         """
-        page = await self._read(self.cursor)
-        if page.floor > max(self.cursor, self._told_floor):
-            self._ready.append(Gap(str(self.cursor), _resumed_from(page, self.cursor), "trimmed"))
-            self._told_floor = page.floor
+        read = max(self.cursor, self._newest)
+        page = await self._read(read)
+        if self._floor(page) > max(read, self._told_floor):
+            if self._gathered:  # its place is behind what was gathered: that goes first, and this is read again
+                self._more, self._gathering = True, False
+                return
+            self._ready.append(Gap(str(read), _resumed_from(page, read), "trimmed"))
+            self._told_floor = self._floor(page)
         self._absorb(page)
         if self._outlet is None:
             self._attach()
         elif not self._more:
-            self._live = True
+            self._go_live()
 
     async def _read(self, after: EventID) -> Page:
-        return await self.desk.journal.read(self.selectors, after, PAGE)
+        async with self.desk.turns:
+            return await self.desk.journal.read(self.selectors, after, PAGE)
 
     def _absorb(self, page: Page) -> None:
-        self._ready.extend(page.records)
-        self._newest = page.records[-1].id if page.records else self.cursor
         self._more = page.more
+        self._newest = max(self.cursor, self._newest)
+        if self._gathered is None:
+            self._ready.extend(page.records)
+            if page.records:
+                self._newest = page.records[-1].id
+            return
+        self._gathering = True
+        for record in page.records:
+            if not self._gathered.hold(record):  # what is gathered goes first, and this is read again
+                self._more, self._gathering = True, False
+                return
+            self._newest = record.id
 
     def _attach(self) -> None:
         """Attach, unless there is more to read first."""
         if self._more:
             return
-        self._outlet = self.open_outlet(self.selectors, self.desk.buffer_events)
+        latest = None if self._gathered is None else Latest()
+        self._outlet = self.open_outlet(self.selectors, self.desk.buffer_events, latest)
         self.desk.broadcaster.attach(self._outlet)
         # The common case spares the read once more: nothing at all became visible since the last.
-        self._live = self.desk.journal.tail <= self._newest
+        if self.desk.journal.tail <= self._newest:
+            self._go_live()
+
+    def _go_live(self) -> None:
+        self._live, self._gathering = True, False
 
     # -- its length ---------------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from .event import ORIGIN, Event, EventID
-from .journal import Follower, Journal, Retention
+from .journal import Follower, Journal
 from .record import Draft, Record
+from .retention import Retention
 from .topic import Selector, parse_selectors
 from .wire import Decoder
 
@@ -60,7 +61,7 @@ class JournalContract:
         self, *, clock: Callable[[], float] | None = None, **retention: int
     ) -> AbstractAsyncContextManager[Journal]:
         """An empty journal that keeps so much, at noon."""
-        return self.open_journal(Retention(**retention), clock or WallClock())
+        return self.open_journal(Retention(**retention), clock or WallClock())  # type: ignore[arg-type]
 
     # -- places -------------------------------------------------------------------------------------------
 

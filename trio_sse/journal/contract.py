@@ -20,8 +20,24 @@ from typing import NamedTuple, Self
 import trio
 
 from ..event import ORIGIN, EventID
-from ..record import Draft, Record
+from ..record import Draft, Once, Record
+from ..retention import Retention
 from ..topic import Selector
+
+ONCE_S, MAX_ONCE = 24 * 3600, 100_000
+"""An idempotency key is known for so many seconds, and so many of them are, the newest."""
+
+REUSED = "this idempotency key stands for another event of the topic: give each event a key of its own"
+"""What is said of a key that stands for another event."""
+
+MAX_TOPICS = 100_000
+"""Most topics that have events; beyond it the oldest events go, whatever their topic."""
+
+MAX_EMPTY_TOPICS = 10_000
+"""Most topics of which nothing but the floor is kept, before the coarse floor stands for the oldest."""
+
+MAX_LOST = 100_000
+"""Of so many keys whose newest value was removed it is known whether one has replaced it since."""
 
 BACKLOG_BYTES = 1024 * 1024
 """How far a follower may fall behind before publishers wait for it."""
@@ -30,21 +46,14 @@ PAGE_BYTES = 1024 * 1024
 """Most bytes of frames in one page, beyond its first record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """What a journal keeps: so many events of each topic, so many seconds, so many bytes of frames in all."""
-
-    events: int = 1_000
-    seconds: float = 7 * 24 * 3600
-    bytes: int = 256 * 1024 * 1024
-
-
 class Page(NamedTuple):
     """A piece of history."""
 
     records: Sequence[Record]
     floor: EventID
     """The floor of the selectors, read in the same instant as the records."""
+    lost: EventID
+    """The highest ID of those removed that no newer one of the same topic and key has replaced; likewise."""
     more: bool
     """Whether there may have been more to read in that instant."""
 
@@ -73,6 +82,8 @@ class Journal(abc.ABC):
         self.followers: set[Follower] = set()
         self._clock = clock
         self._last = ORIGIN  # the highest ID or position given so far
+        self._position = ORIGIN  # the highest position given so far
+        self._positions_below = math.inf  # so many milliseconds a position may have
         self.tail = ORIGIN
         """The highest ID that is visible."""
         self.broken = False
@@ -93,6 +104,18 @@ class Journal(abc.ABC):
 
         Raises:
           JournalError: nothing was kept; trying again later may help.
+        """
+
+    @abc.abstractmethod
+    async def append_once(self, draft: Draft, once: Once) -> tuple[EventID, bool]:
+        """Give a draft a place, unless one with the same key of the same subject has one in the same topic.
+
+        Returns the ID, and whether it was given before. The key is kept with the event, as well as the event, and
+        also when the event is removed: for :data:`ONCE_S`, and as one of :data:`MAX_ONCE`. Of two at the same time
+        the second waits for the first.
+
+        Raises:
+          KeyReused: what has the place is another event. JournalError: as :meth:`append`.
         """
 
     @abc.abstractmethod
@@ -121,6 +144,11 @@ class Journal(abc.ABC):
 
     # -- what they share ----------------------------------------------------------------------------------
 
+    @staticmethod
+    def knows_key_since(now_ms: int) -> EventID:
+        """An idempotency key is known while its event's ID is at least this."""
+        return EventID(max(0, now_ms - ONCE_S * 1000), 0)
+
     def follow(self) -> Follower:
         """Begin to follow: every record that becomes visible from now on, in order, none left out."""
         follower = Follower(self)
@@ -128,30 +156,26 @@ class Journal(abc.ABC):
         return follower
 
     def position(self) -> EventID:
-        """A cursor at this moment: after every event so far, before every event to come.
+        """A cursor at this moment: after every event that is visible, before every event to come.
 
         No event ever has it. The clock may stand still or go back; IDs and positions do not.
         """
-        now, last = self.now_ms(), self._last
-        if now > last.ms:
-            self._last = EventID(now, 0)
-        elif last.seq > 0:
-            self._last = EventID(last.ms + 1, 0)
-        return self._last
+        ms = max(self.tail.ms + (self.tail.seq > 0), min(self.now_ms(), self._positions_below))
+        self._give(EventID(int(ms), 0))
+        return self._position
+
+    def _give(self, position: EventID) -> None:
+        """Everything from now on is above this position, which somebody may come back with."""
+        self._position = max(self._position, position)
+        self._last = max(self._last, self._position)
 
     def gave(self, cursor: EventID) -> bool:
         """Whether this journal may have given the cursor: it is not ahead of all it has said."""
-        if cursor <= self.tail:
-            return True
-        return cursor.seq == 0 and cursor.ms <= max(self._last.ms, self.now_ms())
+        return cursor <= self.tail or (cursor.seq == 0 and cursor <= self._position)
 
     def now_ms(self) -> int:
         """The wall clock in whole milliseconds."""
         return int(self._clock() * 1000)
-
-    def oldest_ms(self) -> float:
-        """The age limit as a time: what is older goes."""
-        return -math.inf if math.isinf(self.retention.seconds) else self.now_ms() - self.retention.seconds * 1000
 
     def write(self, drafts: Sequence[Draft]) -> list[Record]:
         """Give each draft the next ID."""

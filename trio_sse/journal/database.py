@@ -1,6 +1,9 @@
-"""The file of a SQLite journal: its lock, its schema, its queries. No tasks: every call blocks.
+"""The file of a SQLite journal: its lock, its schema, whether it is sound, and how it is read. Every call blocks.
 
 An ID is one integer here (:meth:`EventID.packed`), and is the row's own ID: inserting in order is appending.
+
+Before anything is written to a file that is there already, it is looked at through a connection that cannot write: what
+is damaged, or somebody else's, or from a later version, stays as it is, to the last byte of its write-ahead log.
 """
 
 from __future__ import annotations
@@ -13,32 +16,56 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from urllib.parse import quote
 
 from ..errors import JournalUnusable
 from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
-from .contract import JournalStatistics, Retention
-from .memory import MAX_EMPTY_TOPICS, MAX_TOPICS
+from .contract import Page
 
 APPLICATION_ID = 0x74735345  # "tsSE", in the file's header (PRAGMA application_id)
-SCHEMA_VERSION = 1
 MERGED_TOPICS = 64
 """Up to so many topics are read one by one along the index and merged; more, along the journal."""
 
 BUSY_S = 1.0
 """How long another program, such as a backup, may hold the file before a transaction fails."""
 
-BATCH, MOST_BATCHES = 256, 40
-"""So many rows are looked at together when the oldest are removed, and so often in one transaction."""
+SCHEMA = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, floor INTEGER NOT NULL) STRICT;
+    CREATE TABLE record (id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, key TEXT, frame BLOB NOT NULL) STRICT;
+    CREATE INDEX record_by_topic ON record (topic);
+    """,
+    # Each topic's sums, so that nothing need be counted at start-up; the newest value of a key, for as long as nothing
+    # has replaced it since it was removed; and what has been published under an idempotency key.
+    """
+    ALTER TABLE topic ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE topic ADD COLUMN events INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE topic ADD COLUMN unkeyed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE topic ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE topic SET lost = floor, (events, unkeyed, bytes) = (
+        SELECT count(*), count(*) - count(key), coalesce(sum(length(frame)), 0) FROM record WHERE topic = topic.id
+    );
+    CREATE INDEX record_by_key ON record (topic, key) WHERE key IS NOT NULL;
+    CREATE TABLE lost (
+        id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, key TEXT NOT NULL, UNIQUE (topic, key)
+    ) STRICT;
+    CREATE TABLE once (
+        id INTEGER PRIMARY KEY, subject TEXT NOT NULL, topic TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
+        UNIQUE (subject, topic, key)
+    ) STRICT;
+    """,
+)
+"""From nothing to version 1, from there to version 2, and so on (PRAGMA user_version)."""
 
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, floor INTEGER NOT NULL) STRICT;
-CREATE TABLE record (id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, key TEXT, frame BLOB NOT NULL) STRICT;
-CREATE INDEX record_by_topic ON record (topic);
-"""
+VERSION = len(SCHEMA)
+
+
+# -- having it to ourselves ------------------------------------------------------------------------------------------
 
 
 class Locked(JournalUnusable):
@@ -72,234 +99,65 @@ def lock(path: str) -> int:
     return file
 
 
-Row = tuple[int, int, str | None, bytes]
+# -- opening it ------------------------------------------------------------------------------------------------------
 
 
-def choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> tuple[dict[int, str], EventID]:
-    """The topics that the selectors choose, and their floor."""
-    if exact := all(selector.exact for selector in selectors):
-        names = json.dumps([selector.text for selector in selectors])
-        query = "SELECT id, name, floor FROM topic WHERE name IN (SELECT value FROM json_each(?))"
-        rows = reader.execute(query, (names,)).fetchall()
-    else:
-        rows = [row for row in reader.execute("SELECT id, name, floor FROM topic") if matching(selectors, row[1])]
-    floors = [floor for _, _, floor in rows]
-    if len(rows) < len(selectors) or not exact:  # a topic of theirs may be among the forgotten
-        floors.append(_meta(reader, "coarse_floor"))
-    return {id: name for id, name, _ in rows}, EventID.unpacked(max(floors))
+def open_to_write(path: str, position: EventID) -> sqlite3.Connection:
+    """Open the file, made when it is missing or empty, and bring its schema up to date.
 
+    ``position`` is where a journal that is made now is born.
 
-def rows(reader: sqlite3.Connection, topics: Sequence[int], after: int, limit: int) -> Iterator[Row]:
-    columns = "SELECT id, topic, key, frame FROM record"
-    if len(topics) > MERGED_TOPICS:
-        query = columns + " WHERE id > ? AND +topic IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"  # noqa: S608  # all constants
-        yield from reader.execute(query, (after, json.dumps(topics), limit))
-        return
-    query = columns + " WHERE topic = ? AND id > ? ORDER BY id LIMIT ?"
-    merged = heapq.merge(*(reader.execute(query, (topic, after, limit)) for topic in topics))
-    for row, _ in zip(merged, range(limit), strict=False):
-        yield row
-
-
-class Writer:
-    """The writing side of the file, in whatever thread calls it, one call at a time.
-
-    It keeps in memory how many records each topic has; after a failed transaction it counts again.
+    Raises:
+      JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be had.
     """
-
-    def __init__(self, path: str, retention: Retention) -> None:
-        self._path = path
-        self._places = [Path(path + suffix).absolute() for suffix in ("", "-wal")]
-        self._files: list[tuple[int, int]] = []
-        self._retention = retention
-        self._db: sqlite3.Connection | None = None
-        self._topics: dict[str, int] = {}
-        self._names: dict[int, str] = {}
-        self._counts: dict[int, int] = {}
-        self._empty: dict[int, None] = {}
-        self._bytes = 0
-        self._events = 0
-        self._last = 0
-        self._stale = True  # what is in memory may not be what is in the file
-        self._crowded: set[int] = set()  # topics that hold more than retention allows
-        self._kept_position: EventID | None = None
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        assert self._db is not None
-        return self._db
-
-    def open(self, position: EventID) -> tuple[EventID, EventID]:
-        """Open or make the file; the position of its birth, and the highest ID or floor in it."""
-        self._db = db = connect(self._path)
-        application, version = (
-            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables and application != APPLICATION_ID:
-            raise JournalUnusable(f"{self._path} is another program's database: name another file")
-        if tables and version != SCHEMA_VERSION:
-            raise JournalUnusable(
-                f"the journal {self._path} has schema version {version}, and this trio_sse reads "
-                f"{SCHEMA_VERSION}: use the trio_sse that wrote it, or name another file"
-            )
-        db.execute("PRAGMA journal_mode = WAL")
+    version = _check(path)
+    db = connect(path)
+    try:
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise JournalUnusable(f"the journal {path} cannot be used: its file system has no shared memory")
         with transaction(db):
-            if not tables:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+            for statements in SCHEMA[version:]:
+                for statement in filter(str.strip, statements.split(";")):
                     db.execute(statement)
+            if not version:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 for name in ("born", "coarse_floor", "position"):
                     db.execute("INSERT INTO meta VALUES (?, ?)", (name, str(position.packed())))
+            db.execute(f"PRAGMA user_version = {VERSION}")
             # A file that cannot be written must fail here, not at the first event.
             db.execute("UPDATE meta SET value = value WHERE name = 'position'")
-        self._count()
-        self._files = self._find_files()
-        highest = (
-            _meta(db, "position"),
-            db.execute("SELECT max(id) FROM record").fetchone()[0] or 0,
-            db.execute("SELECT max(floor) FROM topic").fetchone()[0] or 0,
-            _meta(db, "coarse_floor"),
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check(path: str) -> int:
+    """The version of a file's schema, 0 if there is nothing in it; what is found wrong is left as it is."""
+    if not any(file.exists() and file.stat().st_size for file in (Path(path), Path(f"{path}-wal"))):
+        return 0
+    uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)) as db:
+        application, version = (
+            int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
         )
-        return EventID.unpacked(_meta(db, "born")), EventID.unpacked(max(highest))
-
-    def close(self, position: EventID) -> None:
-        """Close the file, with the highest ID or position that was given."""
-        if self._db is not None:
-            with contextlib.suppress(sqlite3.Error), transaction(self._db):
-                self._keep_position(position)
-            self._db.close()
-
-    def statistics(self) -> JournalStatistics:
-        last = EventID.unpacked(self._last) if self._events else None
-        return JournalStatistics(self._events, self._bytes, len(self._topics) - len(self._empty), last)
-
-    def secret(self, name: str, fresh: str) -> str:
-        with transaction(self.db):
-            self.db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (f"secret {name}", fresh))
-            query = "SELECT value FROM meta WHERE name = ?"
-            return str(self.db.execute(query, (f"secret {name}",)).fetchone()[0])
-
-    def commit(self, records: Sequence[Record], oldest_ms: float, position: EventID | None = None) -> None:
-        """Keep the records (and the position) and remove what retention no longer allows, all or nothing.
-
-        Raises:
-          sqlite3.Error: SQLite could not. OSError: the file is gone, and all that was kept in it.
-        """
-        if self._stale:
-            self._count()
-        self._stale = True  # until it is known that memory and file say the same
-        with transaction(self.db):
-            for topic in self._crowded | self._insert(records):
-                excess = self._counts[topic] - self._retention.events
-                if excess > 0:
-                    self._remove("topic = ?", topic, excess)
-            self._remove_old(oldest_ms)
-            self._forget()
-            if position is not None:
-                self._keep_position(position)
-        if self._find_files() != self._files:
-            raise OSError(f"the files of the journal {self._path} are not those that were opened")
-        self._crowded = set()
-        self._stale = False
-
-    def _find_files(self) -> list[tuple[int, int]]:
-        """Which files are where ours should be: to one that was removed SQLite goes on writing, and keeps nothing.
-
-        Raises:
-          OSError: there is none.
-        """
-        return [(file.st_dev, file.st_ino) for file in [place.stat() for place in self._places]]
-
-    def _keep_position(self, position: EventID) -> None:
-        """So that the next life begins above it, whatever the clock says then."""
-        if position != self._kept_position:
-            query = "INSERT OR REPLACE INTO meta VALUES ('position', ?)"
-            self.db.execute(query, (str(position.packed()),))
-            self._kept_position = position
-
-    def _insert(self, records: Sequence[Record]) -> set[int]:
-        rows = []
-        touched = set()
-        for record in records:
-            topic = self._topics.get(record.topic)
-            if topic is None:
-                query = "INSERT INTO topic (name, floor) VALUES (?, ?)"
-                topic = self.db.execute(query, (record.topic, _meta(self.db, "coarse_floor"))).lastrowid
-                assert topic is not None
-                self._topics[record.topic] = topic
-                self._names[topic] = record.topic
-            self._empty.pop(topic, None)
-            self._counts[topic] = self._counts.get(topic, 0) + 1
-            self._bytes += len(record.frame)
-            touched.add(topic)
-            rows.append((record.id.packed(), topic, record.key, record.frame))
-        self.db.executemany("INSERT INTO record VALUES (?, ?, ?, ?)", rows)
-        if rows:
-            self._events += len(rows)
-            self._last = rows[-1][0]
-        return touched
-
-    def _remove_old(self, oldest_ms: float) -> None:
-        """Remove the oldest events, whatever their topic, until age, bytes and the number of topics are right.
-
-        In batches, and not without end: what a lowered limit leaves is removed with the next commits.
-        """
-        for _ in range(MOST_BATCHES):
-            (oldest,) = self.db.execute("SELECT min(id) FROM record").fetchone()
-            crowded = len(self._topics) - len(self._empty) > MAX_TOPICS
-            if oldest is None or not (
-                crowded or self._bytes > self._retention.bytes or EventID.unpacked(oldest).ms < oldest_ms
-            ):
-                return
-            rows = self.db.execute("SELECT id, length(frame) FROM record ORDER BY id LIMIT ?", (BATCH,)).fetchall()
-            over, last = self._bytes - self._retention.bytes, oldest
-            for id, size in rows:
-                if EventID.unpacked(id).ms >= oldest_ms and over <= 0:
-                    break
-                last, over = id, over - size
-            self._remove("id <= ?", last, BATCH)
-
-    def _remove(self, which: str, value: int, most: int) -> None:
-        """Remove the oldest of some records."""
-        query = f"SELECT id, topic, length(frame) FROM record WHERE {which} ORDER BY id LIMIT ?"  # noqa: S608
-        rows = self.db.execute(query, (value, most)).fetchall()
-        # One statement for all of them: one for each costs several times as much.
-        self.db.execute(f"DELETE FROM record WHERE {which} AND id <= ?", (value, rows[-1][0]))  # noqa: S608
-        floors = {topic: id for id, topic, _ in rows}
-        self.db.executemany("UPDATE topic SET floor = ? WHERE id = ?", [(id, topic) for topic, id in floors.items()])
-        for _, topic, size in rows:
-            self._bytes -= size
-            self._counts[topic] -= 1
-            if not self._counts[topic]:
-                self._empty[topic] = None
-        self._events -= len(rows)
-
-    def _forget(self) -> None:
-        while len(self._empty) > MAX_EMPTY_TOPICS:
-            topic = next(iter(self._empty))
-            (floor,) = self.db.execute("SELECT floor FROM topic WHERE id = ?", (topic,)).fetchone()
-            coarse = EventID(EventID.unpacked(floor).ms + 1, 0).packed()  # a position: no other topic's ID
-            query = "UPDATE meta SET value = max(CAST(value AS INTEGER), ?) WHERE name = 'coarse_floor'"
-            self.db.execute(query, (coarse,))
-            self.db.execute("DELETE FROM topic WHERE id = ?", (topic,))
-            del self._empty[topic], self._counts[topic], self._topics[self._names.pop(topic)]
-
-    def _count(self) -> None:
-        self._topics = {name: id for id, name in self.db.execute("SELECT id, name FROM topic")}
-        self._names = {id: name for name, id in self._topics.items()}
-        query = "SELECT topic, count(*), sum(length(frame)), max(id) FROM record GROUP BY topic"
-        rows = self.db.execute(query).fetchall()
-        self._counts = dict.fromkeys(self._names, 0) | {topic: count for topic, count, _, _ in rows}
-        by_floor = self.db.execute("SELECT id FROM topic ORDER BY floor")
-        self._empty = {id: None for (id,) in by_floor if not self._counts[id]}
-        self._events = sum(count for _, count, _, _ in rows)
-        self._bytes = sum(size for _, _, size, _ in rows)
-        self._last = max((last for _, _, _, last in rows), default=0)
-        self._crowded = {topic for topic, count in self._counts.items() if count > self._retention.events}
-        self._kept_position = None
-        self._stale = False
+        tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if application != APPLICATION_ID and (tables or application or version):
+            raise JournalUnusable(f"{path} is another program's database: name another file")
+        if version > VERSION:
+            raise JournalUnusable(
+                f"the journal {path} has schema version {version}, and this trio_sse reads "
+                f"{VERSION}: use the trio_sse that wrote it, or name another file"
+            )
+        (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if fault != "ok":
+            first_line = str(fault).strip().splitlines()[-1]
+            raise JournalUnusable(
+                f"the journal {path} is damaged ({first_line}) and was left as it is: restore it from a backup, or "
+                "name another file"
+            )
+        return version
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -320,7 +178,7 @@ def transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[Non
         raise
 
 
-def _meta(db: sqlite3.Connection, name: str) -> int:
+def meta(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0])
 
 
@@ -334,3 +192,76 @@ def read_secret(path: str, name: str) -> str | None:
         except sqlite3.Error:
             return None
     return None if row is None else str(row[0])
+
+
+# -- reading it ------------------------------------------------------------------------------------------------------
+
+Row = tuple[int, int, str | None, bytes]
+
+
+def read(
+    reader: sqlite3.Connection, selectors: Sequence[Selector], after: EventID, limit: int, most_bytes: int
+) -> Page:
+    """A page of history (:meth:`Journal.read`), of one instant."""
+    with transaction(reader, "DEFERRED"):
+        topics, floor, lost = _choose(reader, selectors)
+        records: list[Record] = []
+        size = 0
+        for id, topic, key, frame in _rows(reader, list(topics), after.packed(), limit):
+            size += len(frame)
+            if size > most_bytes and records:
+                return Page(records, floor, lost, more=True)
+            records.append(Record(EventID.unpacked(id), topics[topic], frame, key))
+    return Page(records, floor, lost, more=len(records) == limit)
+
+
+def read_newest(reader: sqlite3.Connection, most: int, most_bytes: int) -> list[Record]:
+    """The newest records of all topics, as many as fit, oldest first."""
+    query = (
+        "SELECT record.id, name, frame, key FROM record JOIN topic ON topic.id = record.topic "
+        "ORDER BY record.id DESC LIMIT ?"
+    )
+    records: list[Record] = []
+    for id, topic, frame, key in reader.execute(query, (most,)):
+        most_bytes -= len(frame)
+        if most_bytes < 0:
+            break
+        records.append(Record(EventID.unpacked(id), topic, frame, key))
+    return records[::-1]
+
+
+def newest_before(reader: sqlite3.Connection, topic: int, before: EventID) -> EventID | None:
+    """The newest ID of a topic below another ID."""
+    query = "SELECT max(id) FROM record WHERE topic = ? AND id < ?"
+    (id,) = reader.execute(query, (topic, before.packed())).fetchone()
+    return None if id is None else EventID.unpacked(id)
+
+
+def _choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> tuple[dict[int, str], EventID, EventID]:
+    """The topics that the selectors choose, their floor, and up to where some of theirs is lost."""
+    query = (
+        "SELECT id, name, floor, max(lost, coalesce((SELECT max(id) FROM lost WHERE topic = topic.id), 0)) FROM topic"
+    )
+    if exact := all(selector.exact for selector in selectors):
+        names = json.dumps([selector.text for selector in selectors])
+        named = query + " WHERE name IN (SELECT value FROM json_each(?))"  # noqa: S608  # all constants
+        rows = reader.execute(named, (names,)).fetchall()
+    else:
+        rows = [row for row in reader.execute(query) if matching(selectors, row[1])]
+    floors, lost = [row[2] for row in rows], [row[3] for row in rows]
+    if len(rows) < len(selectors) or not exact:  # a topic of theirs may be among the forgotten
+        coarse = meta(reader, "coarse_floor")
+        floors.append(coarse)
+        lost.append(coarse)
+    return {row[0]: row[1] for row in rows}, EventID.unpacked(max(floors)), EventID.unpacked(max(lost))
+
+
+def _rows(reader: sqlite3.Connection, topics: Sequence[int], after: int, limit: int) -> Iterator[Row]:
+    columns = "SELECT id, topic, key, frame FROM record"
+    if len(topics) > MERGED_TOPICS:
+        query = columns + " WHERE id > ? AND +topic IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"  # noqa: S608  # all constants
+        yield from reader.execute(query, (after, json.dumps(topics), limit))
+        return
+    query = columns + " WHERE topic = ? AND id > ? ORDER BY id LIMIT ?"
+    merged = heapq.merge(*(reader.execute(query, (topic, after, limit)) for topic in topics))
+    yield from islice(merged, limit)

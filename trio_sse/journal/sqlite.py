@@ -9,9 +9,18 @@ A disk that is full and a file that another program holds may get better: publis
 with the next event. Anything else that fails in writing, a file that is not where it was among it, breaks the journal:
 then only opening it anew can tell what it holds.
 
+The newest records stay in memory, on a shelf in front of the file, from the moment it is opened: who catches up gets
+them from there, so ten thousand readers who come back read the file no more often than one. It is read only for who
+was away for longer, over a connection of its own, a page in one short transaction, closed before anything is sent,
+because an open reader keeps the WAL growing. A record that several readers hold is in memory once, and the more they
+hold together, the shorter their pages.
+
 The file belongs to one process: a lock on ``PATH.lock`` says so, and it is waited for a little, because who had it may
-be on its way out. Reading has its own connection; a page is
-read in one short transaction, closed before anything is sent, because an open reader keeps the WAL growing.
+be on its way out.
+
+A position is a promise too: no event to come stands before one that was given. So that the promise outlives ``kill -9``
+and a clock that goes back, the file says up to where positions may be given; that is renewed before it is reached, and
+the next life begins there.
 """
 
 from __future__ import annotations
@@ -23,18 +32,31 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import trio
 
 from .. import seldom
-from ..errors import JournalError, JournalFull, JournalUnusable
-from ..event import EventID
-from ..record import Draft, Record
+from ..errors import JournalError, JournalFull, JournalUnusable, TrioSSEError
+from ..event import ORIGIN, EventID
+from ..record import Draft, Once
+from ..retention import Retention
 from ..topic import Selector
 from . import database
-from .contract import PAGE_BYTES, Journal, JournalStatistics, Page, Retention
+from .contract import PAGE_BYTES, Journal, JournalStatistics, Page
+from .shared import Shared
+from .shelf import Shelf
+from .writer import Change, Write, Writer
+
+SHELF_EVENTS, SHELF_BYTES = 100_000, 64 * 1024 * 1024
+"""The newest records stay in memory: so many, and so many bytes of frames."""
+
+REPLAY_BYTES, SHORT_PAGE_BYTES = 64 * 1024 * 1024, 16 * 1024
+"""Of what was read from the file so much may be held by readers, all together; beyond it their pages are so short."""
+
+AHEAD_MS = 4_000
+"""How far ahead positions are allowed to be given; it is renewed when half of it is over, with the next transaction."""
 
 COMMIT_BYTES = 1024 * 1024
 """Most bytes of events that one transaction takes beyond its first append."""
@@ -44,6 +66,9 @@ LOCK_S = 2.0
 
 MAY_PASS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN)
 """What SQLite says when it may work the next time. (It cannot open what it needs for lack of descriptors, too.)"""
+
+NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+"""What it says when the disk is full: for the log, or for the index of the log."""
 
 T = TypeVar("T")
 
@@ -91,23 +116,31 @@ class _Append:
     """A publisher that waits for its events to be committed."""
 
     drafts: Sequence[Draft]
-    size: int
+    once: Once | None = None
     done: trio.Event = field(default_factory=trio.Event)
     ids: list[EventID] = field(default_factory=list)
-    error: JournalError | None = None
+    replayed: bool = False
+    error: TrioSSEError | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(len(draft.event.data) for draft in self.drafts)
 
 
 class SQLiteJournal(Journal):
-    """Events in a file."""
+    """Events in a file, the newest of them in memory too."""
 
     def __init__(self, path: str, retention: Retention, clock: Callable[[], float] = time.time) -> None:
         super().__init__(retention, clock)
         self._path = path
-        self._writer = database.Writer(path, retention)
+        self._writer = Writer(path, retention)
         self._reader: sqlite3.Connection | None = None  # none before it is opened, and when it is closed
         self._writing, self._reading = trio.Lock(), trio.Lock()
         self._send, self._receive = trio.open_memory_channel[_Append](0)
+        self._shelf = Shelf(ORIGIN)
+        self._replayed = Shared()
         self._statistics = JournalStatistics(0, 0, 0, None)
+        self._positions_below = 0
 
     def open(self) -> None:
         """Open the file; in a thread, because it may be slow.
@@ -116,18 +149,35 @@ class SQLiteJournal(Journal):
           JournalUnusable: it cannot be read and written, or is no journal of ours.
         """
         try:
-            self.born, self._last = self._writer.open(self.position())
-            self.tail = self._last
+            self.born, self.tail, position = self._writer.open(EventID(self.now_ms(), 0))
+            # Who was told a position behind the last event comes back above all that was kept.
+            self._last = self.tail
+            self._give(max(position, EventID(self.tail.ms + (self.tail.seq > 0), 0)))
             self._reader = database.connect(self._path)
-            self._statistics = self._writer.statistics()
+            self._fill_shelf()
+            times = self._times()
+            self._apply(self._writer.commit([], *times), times)
         except (sqlite3.Error, OSError) as error:
-            raise JournalUnusable(f"the journal {self._path} cannot be used: {error}") from error
+            raise JournalUnusable(f"the journal {self._path} cannot be used: {_words(error)}") from error
+
+    def _fill_shelf(self) -> None:
+        assert self._reader is not None
+        self._shelf = shelf = Shelf(self._writer.coarse_floor)
+        records = database.read_newest(self._reader, SHELF_EVENTS, SHELF_BYTES)
+        for held in self._writer.topics():
+            topic = shelf.topic(held.name)
+            _, topic.floor, topic.lost = held.marks
+            topic.begin = topic.floor
+            if held.events and records:
+                topic.begin = database.newest_before(self._reader, held.id, records[0].id) or topic.floor
+        for record in records:
+            shelf.add(record)
 
     async def close(self) -> None:
         """Close the file, when no thread uses it any more; who still wants to read is told."""
         with trio.CancelScope(shield=True):
             async with self._writing:
-                self._writer.close(self._last)
+                self._writer.close(self._position)
             reader, self._reader = self._reader, None
             async with self._reading:
                 if reader is not None:
@@ -156,15 +206,15 @@ class SQLiteJournal(Journal):
         return appends
 
     async def _commit(self, appends: Sequence[_Append]) -> None:
-        written = [self.write(append.drafts) for append in appends]
-        records = [record for some in written for record in some]
+        writes = [Write(self.write(append.drafts), append.once) for append in appends]
         error: JournalError | None = JournalError("the journal broke, and is opened anew: try again in a moment")
         try:
             with trio.CancelScope(shield=True):
                 async with self._writing:
-                    await trio.to_thread.run_sync(self._writer.commit, records, self.oldest_ms())
-                    self._statistics = self._writer.statistics()
-            self.publish(records)
+                    times = self._times()
+                    change = await trio.to_thread.run_sync(self._writer.commit, writes, *times)
+                    self._apply(change, times)
+            self.publish(change.added)
             error = None
         except sqlite3.Error as cause:
             if not _may_pass(cause):
@@ -172,13 +222,49 @@ class SQLiteJournal(Journal):
             error = _explained(cause, "write")
         finally:
             self.unwritable = None if error is None else str(error)
-            for append, mine in zip(appends, written, strict=True):
-                append.ids, append.error = [record.id for record in mine], error
+            for append, write in zip(appends, writes, strict=True):
+                append.replayed = write.before is not None
+                append.ids = [record.id for record in write.records] if write.before is None else [write.before]
+                append.error = error or write.refusal
                 append.done.set()
+
+    def _times(self) -> tuple[int, EventID, EventID | None]:
+        """For a transaction: the time, since when keys are known, and up to where positions may be given after it."""
+        now = self.now_ms()
+        enough = self._positions_below >= now + AHEAD_MS / 2
+        ahead = None if enough else EventID(max(now + AHEAD_MS, self._position.ms), 0)
+        return now, self.knows_key_since(now), ahead
+
+    def _apply(self, change: Change, times: tuple[int, EventID, EventID | None]) -> None:
+        """What the file says now is so in memory, too."""
+        shelf, ahead = self._shelf, times[2]
+        for record in change.added:
+            shelf.add(record)
+        for name, floor, lost in change.marks:
+            topic = shelf.topic(name)
+            topic.lost = lost
+            shelf.remove(topic, floor)
+        if change.coarse_floor is not None:
+            shelf.coarse_floor = change.coarse_floor
+            self._give(change.coarse_floor)
+        for name in change.forgotten:
+            if name in shelf.topics:  # and not one that came and went in one transaction
+                shelf.forget(name)
+        shelf.put_back(SHELF_EVENTS, SHELF_BYTES)
+        self._statistics = replace(self._writer.statistics(), last_event_id=shelf.newest())
+        if ahead is not None:
+            self._positions_below = ahead.ms
 
     async def append(self, drafts: Sequence[Draft]) -> list[EventID]:
         """As the contract says; if it is cancelled while the transaction runs, the drafts may be kept."""
-        append = _Append(drafts, sum(len(draft.event.data) for draft in drafts))
+        return (await self._appended(_Append(drafts))).ids
+
+    async def append_once(self, draft: Draft, once: Once) -> tuple[EventID, bool]:
+        """As the contract says; if it is cancelled while the transaction runs, the draft may be kept, under its key."""
+        append = await self._appended(_Append([draft], once))
+        return append.ids[0], append.replayed
+
+    async def _appended(self, append: _Append) -> _Append:
         try:
             await self._send.send(append)
         except trio.BrokenResourceError:
@@ -186,29 +272,37 @@ class SQLiteJournal(Journal):
         await append.done.wait()
         if append.error is not None:
             raise append.error
-        return append.ids
+        return append
 
     async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+        await trio.lowlevel.checkpoint()
+        if self._reader is not None and (page := self._shelf.read(selectors, after, limit)) is not None:
+            return page
         async with self._reading:
-            return await self._read_in_thread(self._read, selectors, after.packed(), limit)
+            if self._reader is None:
+                raise JournalError("the journal is closed")
+            room = REPLAY_BYTES - self._replayed.bytes
+            most = max(SHORT_PAGE_BYTES, min(PAGE_BYTES, room))
+            found = await _in_thread("read", database.read, self._reader, selectors, after, limit, most)
+        return found._replace(records=[self._replayed.of(record) for record in found.records])
 
     async def floor(self, selectors: Sequence[Selector]) -> EventID:
-        async with self._reading:
-            return (await self._read_in_thread(self._read, selectors, 0, 0)).floor
+        await trio.lowlevel.checkpoint()
+        return self._shelf.floor(selectors)
 
     async def last_event_id(self, topic: str) -> EventID | None:
-        async with self._reading:
-            return await self._read_in_thread(self._read_last, topic)
-
-    async def _read_in_thread(self, do: Callable[..., T], *args: object) -> T:
-        if self._reader is None:
-            raise JournalError("the journal is closed")
-        return await _in_thread("read", do, *args)
+        await trio.lowlevel.checkpoint()
+        return self._shelf.last_event_id(topic)
 
     async def trim(self) -> None:
-        async with self._writing:
-            await _in_thread("write", self._writer.commit, [], self.oldest_ms(), self._last)
-            self._statistics = self._writer.statistics()
+        """As the contract says; a transaction at a time, so that publishers have theirs between them."""
+        more = True
+        while more:
+            async with self._writing:
+                times = self._times()
+                change = await _in_thread("write", self._writer.commit, [], *times)
+                self._apply(change, times)
+                more = change.more
 
     def statistics(self) -> JournalStatistics:
         return self._statistics
@@ -217,37 +311,28 @@ class SQLiteJournal(Journal):
         async with self._writing:
             return await _in_thread("write", self._writer.secret, name, fresh)
 
-    def _read(self, selectors: Sequence[Selector], after: int, limit: int) -> Page:
-        assert self._reader is not None
-        with database.transaction(self._reader, "DEFERRED"):
-            topics, floor = database.choose(self._reader, selectors)
-            records: list[Record] = []
-            size = 0
-            for id, topic, key, frame in database.rows(self._reader, list(topics), after, limit):
-                if size + len(frame) > PAGE_BYTES and records:
-                    return Page(records, floor, more=True)
-                records.append(Record(EventID.unpacked(id), topics[topic], frame, key))
-                size += len(frame)
-        return Page(records, floor, more=len(records) == limit)
-
-    def _read_last(self, topic: str) -> EventID | None:
-        assert self._reader is not None
-        query = "SELECT max(record.id) FROM record JOIN topic ON record.topic = topic.id WHERE name = ?"
-        (last,) = self._reader.execute(query, (topic,)).fetchone()
-        return None if last is None else EventID.unpacked(last)
-
 
 def _may_pass(error: sqlite3.Error) -> bool:
     """Whether it may work the next time; an error without a code is not from the file."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_BUSY)
-    return code & 0xFF in MAY_PASS  # the rest of the code says more
+    return code & 0xFF in MAY_PASS or code in NO_ROOM  # the rest of the code says more
 
 
 def _explained(error: sqlite3.Error, what: str) -> JournalError:
     seldom.say(log, "the journal could not %s: %s", what, error)
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    if getattr(error, "sqlite_errorcode", None) in NO_ROOM:
         return JournalFull("there is no room left for the journal; nothing was kept")
     return JournalError(f"the journal could not {what}; try again later")
+
+
+def _words(error: Exception) -> str:
+    """What is wrong with the file, to an operator."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "another program holds it; stop that one, or name another file"
+    if code == sqlite3.SQLITE_READONLY:
+        return "it may not be written to; give this user the right to, or name another file"
+    return str(error)
 
 
 async def _in_thread(what: str, do: Callable[..., T], *args: object) -> T:

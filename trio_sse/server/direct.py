@@ -28,6 +28,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
 from ..broadcast import Batch, ChannelOutlet, Framing, Taken
+from ..latest import Latest
 from ..topic import Selector
 from ..wire import HEARTBEAT
 from .connection import Connection, current_connection
@@ -71,9 +72,9 @@ class DirectWriter:
         self._remainder: memoryview | None = None
         self._wake = wake
 
-    def open_outlet(self, selectors: Sequence[Selector], buffer_events: int) -> DirectOutlet:
+    def open_outlet(self, selectors: Sequence[Selector], buffer_events: int, latest: Latest | None) -> DirectOutlet:
         """An outlet whose records are written in this way."""
-        self._outlet = DirectOutlet(selectors, buffer_events, self)
+        self._outlet = DirectOutlet(selectors, buffer_events, latest, self)
         return self._outlet
 
     def framing(self) -> Framing | None:
@@ -128,8 +129,10 @@ class DirectOutlet(ChannelOutlet):
 
     __slots__ = ("_frame", "_send", "_writer", "parked")
 
-    def __init__(self, selectors: Sequence[Selector], buffer_events: int, writer: DirectWriter) -> None:
-        super().__init__(selectors, buffer_events)
+    def __init__(
+        self, selectors: Sequence[Selector], buffer_events: int, latest: Latest | None, writer: DirectWriter
+    ) -> None:
+        super().__init__(selectors, buffer_events, latest)
         self.parked = False
         """Whether the task has written everything and waits, so that others may write."""
         self._frame: Framing = unframed

@@ -21,7 +21,7 @@ from .. import server
 from ..auth import Authority, Grant
 from ..errors import HubFailed, TrioSSEError
 from ..hub import Hub, open_hub
-from ..journal import Retention
+from ..retention import Retention
 from ..settings import PREFIX, Settings
 from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
@@ -147,7 +147,9 @@ class TrioSSE(QuartTrio):
     async def keep_hub(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Hold the hub open. If it breaks, its streams have been ended; end this worker, for a fresh one to start."""
         settings = self.settings
-        retention = Retention(settings.retention_events, settings.retention_seconds, settings.retention_bytes)
+        retention = Retention(
+            settings.retention_events, settings.retention_seconds, settings.retention_bytes, settings.retention
+        )
         try:
             async with open_hub(
                 settings.journal,
@@ -221,9 +223,9 @@ def create_app(settings: Settings) -> TrioSSE:
             app,
             allow_origin=settings.allow_origins,
             allow_credentials=True,
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
-            expose_headers=["Last-Event-ID"],
+            expose_headers=["Idempotency-Replayed", "Last-Event-ID"],
             max_age=CORS_AGE,
         )
     return app

@@ -101,6 +101,18 @@ def parameters(request: Request) -> dict[str, list[str]]:
     return values
 
 
+def single(values: dict[str, list[str]], name: str) -> str | None:
+    """A parameter's only value, if it is given.
+
+    Raises:
+      InvalidInput: it is given more than once.
+    """
+    given = values.get(name, [])
+    if len(given) > 1:
+        raise InvalidInput(f"{name} is given {len(given)} times: give it once")
+    return given[0] if given else None
+
+
 def hide_token(scope: MutableMapping[str, Any]) -> None:
     """Take a token's value out of what the server will write into its access log; also where none is accepted."""
     parts = scope["query_string"].decode("latin-1").split("&")

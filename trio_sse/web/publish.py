@@ -20,7 +20,7 @@ from ..expiry import Expiry
 from ..hub import check_publishable
 from ..topic import Selector, topic_from_path
 from ..wire import CONTENT_TYPE, Decoder
-from .caller import parameters
+from .caller import parameters, single
 from .connection import Disconnected, Incoming
 from .problem import problem
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 PREFIX = b"/topics/"
 PLAIN_TYPES = ("", "text/plain", "application/x-www-form-urlencoded")  # the last is what curl -d says
+IDEMPOTENCY_KEY, REPLAYED = "Idempotency-Key", "Idempotency-Replayed"
+"""The header that makes publishing again harmless, and the one that says that it was again."""
+
 ACKNOWLEDGEMENTS = "application/x-ndjson"
 COMMIT_BYTES = 64 * 1024
 """Of a stream of events, so much is appended at once, beyond the piece that reaches it."""
@@ -54,10 +57,15 @@ def add_routes(app: TrioSSE) -> None:
         grant = app.grant(request)
         grant.check_publish(topic)
         values = parameters(request)
-        type, key = _one(values, "event"), _one(values, "key")
+        type, key = single(values, "event"), single(values, "key")
         if request.mimetype == CONTENT_TYPE:
             if type is not None or key is not None:
                 raise InvalidInput("a stream says the type of each event itself: leave event and key out")
+            if _idempotency_key() is not None:
+                raise InvalidInput(
+                    f"a stream is acknowledged as it is taken, by its own ids: leave {IDEMPOTENCY_KEY} out, and after "
+                    "a break send what was not acknowledged"
+                )
             incoming = getattr(request, "incoming", None)
             assert isinstance(incoming, Incoming)
             acknowledgements = _Acknowledgements(app.hub, topic, incoming, grant.expires_at)
@@ -67,8 +75,15 @@ def add_routes(app: TrioSSE) -> None:
             return response
         body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
         event = Event(_text(body, request.mimetype), type=DEFAULT_TYPE if type is None else type)
-        id = await app.hub.publish(topic, event, key=key)
-        return _json({"id": str(id), "topic": topic, "subscribers": app.hub.subscribers(topic)}, 201)
+        idempotency_key, replayed = _idempotency_key(), False
+        if idempotency_key is None:
+            id = await app.hub.publish(topic, event, key=key)
+        else:
+            id, replayed = await app.hub.publish_once(topic, event, idempotency_key, key=key, subject=grant.subject)
+        response = _json({"id": str(id), "topic": topic, "subscribers": app.hub.subscribers(topic)}, 201)
+        if replayed:
+            response.headers[REPLAYED] = "true"
+        return response
 
     @app.get("/topics/<any:_topic>")
     async def information(_topic: str) -> Response:
@@ -97,10 +112,10 @@ def _topic_of_request() -> str:
     return topic_from_path(raw[len(prefix) :])
 
 
-def _one(values: dict[str, list[str]], name: str) -> str | None:
-    given = values.get(name, [])
+def _idempotency_key() -> str | None:
+    given = request.headers.getlist(IDEMPOTENCY_KEY)
     if len(given) > 1:
-        raise InvalidInput(f"{name} is given {len(given)} times: give it once")
+        raise InvalidInput(f"{IDEMPOTENCY_KEY} is given {len(given)} times: give it once")
     return given[0] if given else None
 
 

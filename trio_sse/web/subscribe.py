@@ -10,9 +10,9 @@ from quart import Response, request
 from ..errors import InvalidInput
 from ..event import EventID
 from ..stream import EventStream
-from ..subscription import EARLIEST
+from ..subscription import EARLIEST, Slow
 from ..topic import inbox, parse_selectors
-from .caller import address_of, parameters
+from .caller import address_of, parameters, single
 
 if TYPE_CHECKING:
     from . import TrioSSE
@@ -31,13 +31,23 @@ def add_routes(app: TrioSSE) -> None:
                 raise InvalidInput("name at least one topic: /events?topic=lobby")
             topics = [inbox(grant.subject)]
         selectors = grant.readable(parse_selectors(topics))
-        subscription = app.hub.subscribe(*selectors, last_event_id=_cursor(values))
+        subscription = app.hub.subscribe(*selectors, last_event_id=_cursor(values), slow=_slow(values))
         await subscription.locate()
         return EventStream(
             subscription,
             expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time(),
             while_open=app.limits.place(address_of(request, app.settings.trusted_proxies), grant.subject),
         )
+
+
+def _slow(values: dict[str, list[str]]) -> Slow:
+    """What the stream gets that is slow: what may be left out for it, a person says."""
+    slow = single(values, "slow")
+    if slow is None or slow == "catch-up":
+        return "catch-up"
+    if slow == "latest":
+        return "latest"
+    raise InvalidInput("slow is catch-up, which leaves nothing out, or latest, the newest event of each key")
 
 
 def _cursor(values: dict[str, list[str]]) -> str | None:

@@ -1,0 +1,225 @@
+"""Records in memory, by topic: all of a memory journal, and what stands in front of a file.
+
+Each topic has a list of its newest records and two marks. Up to its *floor* its records are gone for good; up to where
+it *begins* they are not here, though a file may have them. A reader whose cursor is past both, in each of its topics,
+gets a slice of what all others get: an index into shared records, and no copy of a byte.
+
+One queue holds all records in order, for finding the oldest. What was taken away through its topic leaves a stale
+entry there, told by its ID being at or below where its topic begins; when most entries are stale the queue is written
+anew, so it stays linear in what is here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
+
+from ..event import EventID
+from ..record import Record
+from ..topic import Selector, matching
+from .contract import PAGE_BYTES, Page
+
+CHOICES = 32
+"""So many sets of wildcards have the topics they choose remembered."""
+
+
+class Topic:
+    """One topic's records, oldest first; taking away moves a mark, and the list is cut when half is behind it."""
+
+    __slots__ = ("_first", "_records", "begin", "bytes", "floor", "forgotten", "lost", "name")
+
+    def __init__(self, name: str, floor: EventID) -> None:
+        self.name = name
+        self.floor = floor
+        """Up to here its records are gone for good."""
+        self.lost = floor
+        """Up to here some are gone which no newer one of their key replaced."""
+        self.begin = floor
+        """Up to here its records are not on the shelf."""
+        self.bytes = 0
+        self.forgotten = False
+        self._records: list[Record] = []
+        self._first = 0
+
+    def __len__(self) -> int:
+        return len(self._records) - self._first
+
+    @property
+    def last(self) -> EventID:
+        """The newest there is or was."""
+        return self._records[-1].id if len(self) else self.begin
+
+    def __getitem__(self, place: int) -> Record:
+        """The records on the shelf, from 0 on."""
+        return self._records[self._first + place]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self._records[place] for place in range(self._first, len(self._records)))
+
+    def after(self, cursor: EventID, limit: int) -> list[Record]:
+        """The oldest records after a cursor."""
+        begin = self._index(cursor)
+        return self._records[begin : begin + limit]
+
+    def iterate_after(self, cursor: EventID) -> Iterator[Record]:
+        """All records after a cursor, one by one."""
+        records = self._records
+        return (records[place] for place in range(self._index(cursor), len(records)))
+
+    def add(self, record: Record) -> None:
+        self._records.append(record)
+        self.bytes += len(record.frame)
+
+    def take_away(self, upto: EventID) -> list[Record]:
+        """Take away the records up to an ID."""
+        end = self._index(upto)
+        taken = self._records[self._first : end]
+        self.bytes -= sum(len(record.frame) for record in taken)
+        self._first = end
+        self.begin = max(self.begin, upto)
+        if 2 * end >= len(self._records):
+            del self._records[:end]
+            self._first = 0
+        return taken
+
+    def _index(self, cursor: EventID) -> int:
+        return bisect_right(self._records, cursor, self._first, key=_by_id)
+
+
+class Shelf:
+    """Every topic, and the records of it that are in memory. No tasks, no I/O, no clock."""
+
+    def __init__(self, coarse_floor: EventID) -> None:
+        self.coarse_floor = coarse_floor
+        """The floor of every topic that is not here."""
+        self.topics: dict[str, Topic] = {}
+        self.events = 0
+        self.bytes = 0
+        self._order: deque[tuple[EventID, Topic]] = deque()
+        self._choices: dict[tuple[Selector, ...], list[Topic]] = {}
+
+    # -- putting there and taking away --------------------------------------------------------------------
+
+    def topic(self, name: str) -> Topic:
+        """The topic of a name, made when it is not here yet."""
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(name, self.coarse_floor)
+            for selectors, choice in self._choices.items():
+                if matching(selectors, name):
+                    choice.append(topic)
+        return topic
+
+    def add(self, record: Record) -> Topic:
+        """Put a record, newer than all that are here, in its topic's place; returns the topic."""
+        topic = self.topic(record.topic)
+        topic.add(record)
+        self._order.append((record.id, topic))
+        self.events += 1
+        self.bytes += len(record.frame)
+        return topic
+
+    def remove(self, topic: Topic, upto: EventID) -> list[Record]:
+        """Take a topic's records up to an ID away, for good."""
+        topic.floor = max(topic.floor, upto)
+        return self._take_away(topic, upto)
+
+    def put_back(self, events: int, bytes: int) -> None:
+        """Leave only so many of the newest records here; the others are in the file."""
+        while self.events > events or self.bytes > bytes:
+            id, topic = self._order.popleft()
+            self._take_away(topic, id)
+
+    def oldest(self) -> Topic | None:
+        """The topic of the oldest record, if there is any."""
+        while self._order:
+            id, topic = self._order[0]
+            if id > topic.begin:
+                return topic
+            self._order.popleft()
+        return None
+
+    def newest(self) -> EventID | None:
+        """The highest ID there is."""
+        while self._order:
+            id, topic = self._order[-1]
+            if id > topic.begin:
+                return id
+            self._order.pop()
+        return None
+
+    def forget(self, name: str) -> None:
+        """Forget a topic; from now on the coarse floor is its floor."""
+        topic = self.topics.pop(name)
+        topic.forgotten = True
+        self._take_away(topic, topic.last)
+
+    def _take_away(self, topic: Topic, upto: EventID) -> list[Record]:
+        before = topic.bytes
+        taken = topic.take_away(upto)
+        self.events -= len(taken)
+        self.bytes -= before - topic.bytes
+        if len(self._order) > 2 * self.events + 1024:
+            self._order = deque(entry for entry in self._order if entry[0] > entry[1].begin)
+        return taken
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page | None:
+        """A page of history (:meth:`Journal.read`); none if a file has to be asked for it."""
+        topics = self._chosen(selectors)
+        if any(topic.begin > after and topic.begin > topic.floor for topic in topics):
+            return None
+        some = [topic for topic in topics if topic.last > after]
+        if len(some) == 1:
+            records = some[0].after(after, limit)
+        else:
+            merged = heapq.merge(*[topic.iterate_after(after) for topic in some], key=_by_id)
+            records = list(islice(merged, limit))
+        page = records
+        sizes = [len(record.frame) for record in records]
+        if sum(sizes) > PAGE_BYTES:
+            page = records[: max(1, sum(size <= PAGE_BYTES for size in accumulate(sizes)))]
+        floors = self._forgotten_floor(selectors, topics)
+        return Page(
+            page,
+            max([*floors, *[topic.floor for topic in topics]]),
+            max([*floors, *[topic.lost for topic in topics]]),
+            more=len(records) == limit or len(page) < len(records),
+        )
+
+    def floor(self, selectors: Sequence[Selector]) -> EventID:
+        """The highest ID that was removed from any topic the selectors choose."""
+        topics = self._chosen(selectors)
+        return max([*self._forgotten_floor(selectors, topics), *[topic.floor for topic in topics]])
+
+    def last_event_id(self, name: str) -> EventID | None:
+        """The ID of the newest event kept of a topic, here or in a file."""
+        topic = self.topics.get(name)
+        return topic.last if topic is not None and topic.last > topic.floor else None
+
+    def _forgotten_floor(self, selectors: Sequence[Selector], topics: Sequence[Topic]) -> list[EventID]:
+        """The coarse floor, if a topic that the selectors choose may be among the forgotten."""
+        whole = len(topics) == len(selectors) and all(selector.exact for selector in selectors)
+        return [] if whole else [self.coarse_floor]
+
+    def _chosen(self, selectors: Sequence[Selector]) -> list[Topic]:
+        if all(selector.exact for selector in selectors):
+            return [topic for selector in selectors if (topic := self.topics.get(selector.text)) is not None]
+        key = tuple(selectors)
+        choice = self._choices.pop(key, None)
+        if choice is None:
+            choice = [topic for name, topic in self.topics.items() if matching(selectors, name)]
+        elif any(topic.forgotten for topic in choice):
+            choice = [topic for topic in choice if not topic.forgotten]
+        self._choices[key] = choice  # last, as it was used last
+        if len(self._choices) > CHOICES:
+            del self._choices[next(iter(self._choices))]
+        return choice
+
+
+def _by_id(record: Record) -> EventID:
+    return record.id
