@@ -1,53 +1,22 @@
-"""For tests: of what is built on a hub, and of a journal of your own.
-
-A journal is tested by subclassing :class:`JournalContract`; its tests need pytest with pytest-trio::
-
-    class TestMyJournal(JournalContract):
-        def open_journal(self, retention, clock):
-            return open_my_journal(retention=retention, clock=clock)
-"""
+"""The tests of the contract that every journal keeps."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+import pytest
 import trio
 
-from .event import ORIGIN, Event, EventID
-from .journal import Follower, Journal
-from .record import Draft, Record
-from .retention import Retention
-from .topic import Selector, parse_selectors
-from .wire import Decoder
-
-NOON = 1_700_000_000.0
-"""Where :class:`WallClock` starts, in seconds since the epoch."""
-
-
-class WallClock:
-    """A wall clock that stands still until it is moved, in either direction."""
-
-    def __init__(self, now: float = NOON) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        """Set it forward, or with a negative number back."""
-        self.now += seconds
-
-
-def decode(data: bytes) -> list[Event]:
-    """The events in the bytes of a stream."""
-    return list(Decoder().feed(data))
-
-
-def data_of(records: Iterable[Record]) -> list[str]:
-    """The data of records, for comparing."""
-    return [decode(record.frame)[0].data for record in records]
+from ..errors import KeyReused
+from ..event import ORIGIN, Event, EventID
+from ..journal import Journal
+from ..record import Draft, Once, Record
+from ..retention import Keep, Retention
+from ..topic import parse_selectors
+from .reading import NOON, WallClock, data_of, decode, draft, read_all, take
 
 
 class JournalContract:
@@ -272,6 +241,54 @@ class JournalContract:
             assert [record.topic for record in await read_all(journal, "t/*")] == ["t/3", "t/4", "t/5"]
             assert journal.statistics().bytes <= 3_500
 
+    async def test_a_topic_keeps_what_its_rule_says(self) -> None:
+        """Events and bytes of each topic; the first rule that chooses it counts, and the others do not."""
+        small = 3 * len(_frame("x"))
+        rules = {"tick/a": Keep(events=4), "tick/*": Keep(events=2), "small": Keep(bytes=small, events=math.inf)}
+        async with self.open_journal(Retention(events=3, topics=rules), WallClock()) as journal:
+            for topic in ("tick/a", "tick/b", "small", "other"):
+                await journal.append([draft(topic, "x") for _ in range(10)])
+            counts = {name: len(await read_all(journal, name)) for name in ("tick/a", "tick/b", "small", "other")}
+            assert counts == {"tick/a": 4, "tick/b": 2, "small": 3, "other": 3}
+
+    async def test_a_topic_keeps_for_as_long_as_its_rule_says(self) -> None:
+        """A ticker's minute and a room's week stand side by side, and each floor is the highest ID that went."""
+        clock = WallClock()
+        rules = {"ticker": Keep(seconds=60), "room/*": Keep(seconds=7 * 24 * 3600), "short": Keep(seconds=0.5)}
+        async with self.open_journal(Retention(seconds=3600, topics=rules), clock) as journal:
+            ids = {name: (await journal.append([draft(name)]))[0] for name in ("ticker", "room/1", "short", "other")}
+            gone = []
+            for seconds in (0.4, 0.2, 60, 3600, 7 * 24 * 3600):
+                clock.move(seconds)
+                await journal.trim()
+                gone.append([name for name in ids if await journal.floor(parse_selectors([name])) == ids[name]])
+                assert [name for name in ids if not await read_all(journal, name)] == gone[-1]
+            assert gone == [[], ["short"], ["ticker", "short"], ["ticker", "short", "other"], list(ids)]
+
+    async def test_an_event_that_was_replaced_is_not_lost(self) -> None:
+        """Removed values of a key, or of the topic, count as lost until a newer one has come."""
+        async with self.open(events=4) as journal:
+            selectors = parse_selectors(["a"])
+
+            async def lost() -> EventID:
+                return (await journal.read(selectors, ORIGIN, 1)).lost
+
+            born = await lost()
+            await journal.append([_valued(key) for key in ("x", "y", None)])
+            ids = await journal.append([_valued(key) for key in ("x", None, "y")])  # removes an older x and y
+            assert await journal.floor(selectors) > born
+            assert await lost() == born
+            await journal.append([_valued("z")] * 4)  # all that were there
+            assert await lost() == ids[-1]
+            await journal.append([_valued(key) for key in ("x", "y", None)])  # all but one z
+            assert await lost() == born
+
+    async def test_what_a_forgotten_life_had_is_lost(self) -> None:
+        """A topic nobody knows has lost whatever came before the journal was born."""
+        async with self.open() as journal:
+            page = await journal.read(parse_selectors(["a"]), ORIGIN, 1)
+            assert page.lost == page.floor == journal.born
+
     async def test_statistics_count_what_is_kept(self) -> None:
         """Events, bytes, topics and the newest ID are those of what is there now."""
         async with self.open(events=2) as journal:
@@ -292,30 +309,87 @@ class JournalContract:
             assert await journal.secret("key", "first") == "first"
             assert await journal.secret("key", "second") == "first"
 
+    # -- publishing once ----------------------------------------------------------------------------------
 
-def draft(topic: str, data: str = "") -> Draft:
-    """An event on its way."""
-    return Draft(topic, Event(data))
+    async def test_the_same_event_is_appended_once_under_a_key(self) -> None:
+        """Again it has the ID it had, and there is one of it."""
+        async with self.open() as journal:
+            first = await journal.append_once(draft("a", "x"), _once("x"))
+            assert await journal.append_once(draft("a", "x"), _once("x")) == (first[0], True)
+            assert not first[1]
+            assert data_of(await read_all(journal, "a")) == ["x"]
+
+    async def test_a_key_that_stands_for_another_event_is_refused(self) -> None:
+        """Nothing is kept of it, and the key goes on standing for what it stood for."""
+        async with self.open() as journal:
+            first, _ = await journal.append_once(draft("a", "x"), _once("x"))
+            with pytest.raises(KeyReused):
+                await journal.append_once(draft("a", "y"), _once("y"))
+            assert await journal.append_once(draft("a", "x"), _once("x")) == (first, True)
+            assert data_of(await read_all(journal, "a")) == ["x"]
+
+    async def test_a_key_is_its_subjects_and_its_topics(self) -> None:
+        """The same key of another subject, of nobody, or in another topic is another key."""
+        async with self.open() as journal:
+            for topic, subject in (("a", None), ("a", "ada"), ("a", "bob"), ("b", None)):
+                _, replayed = await journal.append_once(draft(topic, "x"), _once("x", subject=subject))
+                assert not replayed
+            assert len(await read_all(journal, "a", "b")) == 4
+
+    async def test_of_two_at_once_the_second_waits_for_the_first(self) -> None:
+        """Twenty who publish the same under one key at the same time have all the same ID, one of them as the first."""
+        async with self.open() as journal:
+            outcomes: list[tuple[EventID, bool]] = []
+
+            async def append() -> None:
+                outcomes.append(await journal.append_once(draft("a", "x"), _once("x")))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(append)
+            assert len({id for id, _ in outcomes}) == 1
+            assert sum(not replayed for _, replayed in outcomes) == 1
+            assert len(await read_all(journal, "a")) == 1
+
+    async def test_a_key_outlives_its_event(self) -> None:
+        """What was removed is not appended again under its key, for a day."""
+        clock = WallClock()
+        async with self.open(clock=clock, seconds=60) as journal:
+            first, _ = await journal.append_once(draft("a", "x"), _once("x"))
+            clock.move(24 * 3600 - 1)
+            await journal.trim()
+            assert await read_all(journal, "a") == []
+            assert await journal.append_once(draft("a", "x"), _once("x")) == (first, True)
+            clock.move(2)
+            second, replayed = await journal.append_once(draft("a", "x"), _once("x"))
+            assert second > first
+            assert not replayed
+            clock.move(2 * 24 * 3600)
+            await journal.trim()
+            third, replayed = await journal.append_once(draft("a", "y"), _once("y"))
+            assert third > second
+            assert not replayed
+
+    async def test_a_follower_hears_of_it_once(self) -> None:
+        """What was there before is nobody's news."""
+        async with self.open() as journal:
+            with journal.follow() as follower:
+                for _ in range(3):
+                    await journal.append_once(draft("a", "x"), _once("x"))
+                await journal.append([draft("a", "y")])
+                assert data_of(await take(follower, 2)) == ["x", "y"]
 
 
-async def read_all(journal: Journal, *texts: str, limit: int = 100) -> list[Record]:
-    """Everything that is kept of some topics, read page by page."""
-    selectors: Sequence[Selector] = parse_selectors(texts)
-    records: list[Record] = []
-    more = True
-    while more:
-        page = await journal.read(selectors, records[-1].id if records else ORIGIN, limit)
-        records += page.records
-        more = page.more
-    return records
+def _once(body: str, subject: str | None = None) -> Once:
+    return Once.of(subject, "key", draft("a", body))
 
 
-async def take(follower: Follower, count: int) -> list[Record]:
-    """The next ``count`` records of a follower."""
-    records: list[Record] = []
-    while len(records) < count:
-        records += await follower.receive()
-    return records
+def _valued(key: str | None) -> Draft:
+    return Draft("a", Event("x"), key)
+
+
+def _frame(data: str) -> bytes:
+    return Record.write(EventID(int(NOON * 1000), 10), draft("a", data)).frame
 
 
 async def _publish_some(journal: Journal, topic: str, count: int) -> None:

@@ -1,0 +1,168 @@
+"""The shelf: an index into shared records, and what it knows of those that are not there."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_sse.event import ORIGIN, Event, EventID
+from trio_sse.journal import shelf as room
+from trio_sse.journal.shared import Shared
+from trio_sse.journal.shelf import Shelf
+from trio_sse.record import Draft, Record
+from trio_sse.topic import matching, parse_selectors
+
+BORN = EventID(1, 0)
+
+
+def record(number: int, topic: str = "a") -> Record:
+    return Record.write(EventID(1, number), Draft(topic, Event(str(number))))
+
+
+def filled(*topics: str) -> Shelf:
+    """A shelf with a record for each of these, numbered from 1."""
+    shelf = Shelf(BORN)
+    for number, topic in enumerate(topics, 1):
+        shelf.add(record(number, topic))
+    return shelf
+
+
+def numbers(shelf: Shelf, *selectors: str, after: int = 0, limit: int = 100) -> list[int] | None:
+    page = shelf.read(parse_selectors(selectors), EventID(1, after), limit)
+    return None if page is None else [each.id.seq for each in page.records]
+
+
+def test_readers_share_the_records() -> None:
+    """Each gets the very objects that are there, and no copy."""
+    shelf = filled("a", "b", "a")
+    pages = [shelf.read(parse_selectors(["a"]), ORIGIN, 9) for _ in range(2)]
+    assert [page.records[1] is shelf.topics["a"][1] for page in pages if page is not None] == [True, True]
+
+
+def test_who_begins_below_what_is_there_has_to_ask_the_file() -> None:
+    """Once older records were put back, only a cursor behind those of its own topics is answered."""
+    shelf = filled("a", "b", "a", "b")
+    shelf.put_back(2, 10_000)
+    assert numbers(shelf, "a") is None
+    assert numbers(shelf, "a", after=1) == [3]
+    assert numbers(shelf, "b", after=1) is None
+    assert numbers(shelf, "b", after=2) == [4]
+    assert numbers(shelf, "a", "b", after=1) is None
+    assert numbers(shelf, "*", after=2) == [3, 4]
+
+
+def test_bytes_are_bounded_too() -> None:
+    """So many stay as fit."""
+    shelf = filled("a", "a", "a")
+    shelf.put_back(100, 2 * len(record(1).frame))
+    assert (shelf.events, shelf.bytes) == (2, 2 * len(record(1).frame))
+
+
+def test_what_is_removed_for_good_need_not_be_asked_for() -> None:
+    """The floor says that it is gone, from the file too."""
+    shelf = filled("a", "a", "a", "a")
+    shelf.put_back(2, 10_000)
+    shelf.remove(shelf.topics["a"], EventID(1, 3))
+    assert numbers(shelf, "a") == [4]
+    assert shelf.floor(parse_selectors(["a"])) == EventID(1, 3)
+
+
+def test_the_newest_of_a_topic_is_known_also_when_it_is_not_there() -> None:
+    """What was put back is still kept; what was removed is not."""
+    shelf = filled("a", "b")
+    shelf.put_back(0, 0)
+    assert shelf.last_event_id("a") == EventID(1, 1)
+    shelf.remove(shelf.topics["a"], EventID(1, 1))
+    assert shelf.last_event_id("a") is None
+    assert shelf.last_event_id("unknown") is None
+
+
+def test_the_oldest_and_the_newest_are_found() -> None:
+    """Whatever was taken away before and behind them."""
+    shelf = filled("a", "b", "c", "b")
+    assert (shelf.oldest(), shelf.newest()) == (shelf.topics["a"], EventID(1, 4))
+    shelf.remove(shelf.topics["a"], EventID(1, 1))
+    shelf.remove(shelf.topics["b"], EventID(1, 4))
+    assert (shelf.oldest(), shelf.newest()) == (shelf.topics["c"], EventID(1, 3))
+    shelf.remove(shelf.topics["c"], EventID(1, 3))
+    assert (shelf.oldest(), shelf.newest()) == (None, None)
+
+
+def test_a_topic_that_comes_is_chosen_by_wildcards_used_before() -> None:
+    """And one that was forgotten no more, not even when it comes again."""
+    shelf = filled("t/1")
+    assert numbers(shelf, "t/*") == [1]
+    shelf.add(record(2, "t/2"))
+    assert numbers(shelf, "t/*") == [1, 2]
+    shelf.forget("t/1")
+    assert numbers(shelf, "t/*") == [2]
+    shelf.add(record(3, "t/1"))
+    assert numbers(shelf, "t/*") == [2, 3]
+
+
+def test_few_sets_of_wildcards_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were used last."""
+    monkeypatch.setattr(room, "CHOICES", 2)
+    shelf = filled("t/1")
+    for selector in ("t/*", "*", "t/*", "**"):
+        numbers(shelf, selector)
+    assert list(shelf._choices) == [parse_selectors(["t/*"]), parse_selectors(["**"])]
+
+
+TOPICS = st.sampled_from(["a", "b", "t/1", "t/2"])
+
+
+@given(
+    st.lists(TOPICS, max_size=40),
+    st.lists(st.tuples(TOPICS, st.integers(0, 40)), max_size=8),
+    st.integers(0, 40),
+    st.lists(st.sampled_from(["a", "b", "t/1", "t/*", "**", "x"]), min_size=1, unique=True),
+    st.integers(0, 41),
+    st.integers(1, 50),
+)
+def test_a_page_is_what_a_plain_list_says(
+    topics: list[str],
+    removed: list[tuple[str, int]],
+    stay: int,
+    selectors: list[str],
+    after: int,
+    limit: int,
+) -> None:
+    """Whatever was added, removed and put back: the same records, or word that the file has some of them."""
+    shelf = filled(*topics)
+    shelf.put_back(stay, 10_000)
+    kept = [(number, topic) for number, topic in enumerate(topics, 1)]
+    for topic, upto in removed:
+        if topic in shelf.topics:
+            shelf.remove(shelf.topics[topic], EventID(1, upto))
+            kept = [each for each in kept if each[1] != topic or each[0] > upto]
+    parsed = parse_selectors(selectors)
+    wanted = [number for number, topic in kept if number > after and matching(parsed, topic)]
+    there = {each.id.seq for topic in shelf.topics.values() for each in topic}
+    assert shelf.events == len(there) <= max(stay, 0)
+    found = numbers(shelf, *selectors, after=after, limit=limit)
+    assert found == (wanted[:limit] if set(wanted) <= there else None)
+
+
+# -- what is shared of what was read from a file ---------------------------------------------------------------------
+
+
+def test_a_record_is_in_memory_once() -> None:
+    """Who reads it again has the object of who read it first."""
+    shared = Shared()
+    first = shared.of(record(1))
+    assert shared.of(record(1)) is first
+    assert shared.bytes == len(first.frame)
+
+
+def test_what_nobody_holds_is_not_held() -> None:
+    """Neither the record nor its bytes are counted any longer."""
+    shared = Shared()
+    held = [shared.of(record(number)) for number in (1, 2)]
+    assert len(shared) == 2
+    del held
+    gc.collect()
+    assert (len(shared), shared.bytes) == (0, 0)
