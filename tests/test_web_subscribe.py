@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -411,6 +412,51 @@ def test_a_restarted_memory_journal_is_a_visible_gap(tmp_path: Path) -> None:
 
 
 # -- how it ends ------------------------------------------------------------------------------------------------------
+
+
+# -- who is slow ------------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_of_each_key_is_all_there_is_of_the_past(server: Server, topic: str) -> None:
+    """In the order of their ids; without a key, the newest of the topic."""
+    for data, key in (("x1", "x"), ("y1", "y"), ("1", ""), ("x2", "x"), ("2", "")):
+        query = f"?key={key}" if key else ""
+        assert ask(server, "POST", f"/topics/{topic}{query}", data.encode()).status == 201
+    for slow, told in (("latest", ["y1", "x2", "2"]), ("catch-up", ["x1", "y1", "1", "x2", "2"])):
+        with Listener(server, f"/events?topic={topic}&last_event_id=earliest&slow={slow}") as listener:
+            listener.take()
+            assert [listener.event()["data"] for _ in told] == told
+
+
+def test_who_reads_slowly_gets_the_latest_of_each_key(server: Server, topic: str) -> None:
+    """What a stopped reader has not taken is replaced: it ends with the newest of each, in order, without a gap."""
+    keys = ["x", "y", "z"]
+    path = f"/events?topic={topic}&slow=latest"
+    with Wire(server) as wire:
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wire.take(b"\n\n")
+        padding = "p" * 50_000
+        for number in range(60):
+            for key in keys:
+                ask(server, "POST", f"/topics/{topic}?key={key}", f"{key}{number:02} {padding}".encode())
+        ask(server, "POST", f"/topics/{topic}?key=end", b"end")
+        told = wire.take(b"data: end\n\n").replace(b"\r\n", b"\n")
+    got = re.findall(rb"^data: (\w)(\d\d) ", told, re.MULTILINE)
+    ids = [tuple(map(int, id)) for id in re.findall(rb"^id: (\d+)-(\d+)$", told, re.MULTILINE)]
+    assert ids == sorted(set(ids))
+    assert dict(got) == {b"x": b"59", b"y": b"59", b"z": b"59"}
+    assert got[-3:] == [(b"x", b"59"), (b"y", b"59"), (b"z", b"59")]
+    assert len(got) < 120
+    assert b"trio-sse.gap" not in told
+
+
+@pytest.mark.parametrize("slow", ["", "fast", "LATEST", "latest&slow=latest"])
+def test_a_policy_that_is_none_is_refused(server: Server, topic: str, slow: str) -> None:
+    """With the two that there are."""
+    refused = ask(server, "GET", f"/events?topic={topic}&slow={slow}")
+    assert refused.status == 400
+    assert "slow is" in refused.json["detail"]
 
 
 def test_head_has_the_headers_and_ends_at_once(server: Server, topic: str) -> None:
