@@ -77,6 +77,8 @@ class MemoryJournal(Journal):
         for name in self._ages.due(now_ms):
             if kept := self._kept.get(name):
                 self._limit(kept, now_ms)
+                if len(kept.topic):
+                    self._ages.look(name, kept.limits.too_old_at(kept.topic[0].id.ms))
         self._trim()
         known = self.knows_key_since(now_ms)
         while self._once and self._once[first := next(iter(self._once))][1] < known:
@@ -93,27 +95,32 @@ class MemoryJournal(Journal):
     def _append(self, drafts: Sequence[Draft]) -> list[EventID]:
         records = self.write(drafts)
         now_ms = self.now_ms()
+        full: dict[str, _Kept] = {}
         for record in records:
             kept = self._kept.get(record.topic)
             if kept is None:
                 topic = self._shelf.topic(record.topic)
                 kept = self._kept[record.topic] = _Kept(topic, self.retention.of(record.topic), topic.floor)
-            self._empty.pop(record.topic, None)
+            topic, limits = kept.topic, kept.limits
+            if not len(topic):
+                self._empty.pop(record.topic, None)
+                self._ages.look(topic.name, limits.too_old_at(record.id.ms))
             self._shelf.add(record)
             kept.added(record)
+            if len(topic) > limits.events or topic.bytes > limits.bytes:
+                full[topic.name] = kept
+        for kept in full.values():
             self._limit(kept, now_ms)
         self._trim()
         self.publish(records)
         return [record.id for record in records]
 
     def _limit(self, kept: _Kept, now_ms: int) -> None:
-        """Remove what is too much of one topic, and look at it again when its oldest event grows too old."""
+        """Remove what is too much of one topic."""
         topic = kept.topic
         oldest = ((record.id.ms, len(record.frame)) for record in topic)
         if count := kept.limits.excess(len(topic), topic.bytes, oldest, now_ms):
             self._remove(kept, count)
-        if len(topic):
-            self._ages.look(topic.name, kept.limits.too_old_at(topic[0].id.ms))
 
     def _trim(self) -> None:
         """Remove the oldest events, whatever their topic, until the bytes and the number of topics are right."""

@@ -217,12 +217,13 @@ class Writer:
                 held = Held(id, record.topic, limits, self._coarse_floor, self._coarse_floor)
                 self._topics[record.topic] = self._by_id[id] = held
             self._touched[held.name] = held
-            self._empty.pop(held.name, None)
+            if not held.events:
+                self._empty.pop(held.name, None)
+                self._ages.look(held.name, held.limits.too_old_at(record.id.ms))
             held.events += 1
             held.unkeyed += record.key is None
             held.bytes += len(record.frame)
             self._bytes += len(record.frame)
-            self._ages.look(held.name, held.limits.too_old_at(record.id.ms))
             if held.lost:
                 self._replace(held, record.key)
             rows.append((record.id.packed(), held.id, record.key, record.frame))
