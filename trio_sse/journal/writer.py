@@ -50,7 +50,7 @@ class Change:
 
     added: list[Record] = field(default_factory=list)
     marks: list[tuple[str, EventID, EventID]] = field(default_factory=list)
-    """Topics, each with its floor, and up to where some of it is lost."""
+    """Topics for which it has changed: each with its floor, and up to where some of it is lost."""
     forgotten: list[str] = field(default_factory=list)
     coarse_floor: EventID | None = None
     """The new one, where it is another than before."""
@@ -153,7 +153,7 @@ class Writer:
             self._load()
         self._stale = True  # until it is known that memory and file say the same
         change = Change()
-        self._touched = dict[str, Held]()
+        self._touched, self._marked = dict[str, Held](), dict[str, Held]()
         with database.transaction(self.db):
             for write in writes:
                 if self._is_new(write, keys_since):
@@ -171,7 +171,7 @@ class Writer:
             self._remove_oldest()
             self._drop_lost()
             self._forget(change)
-            change.marks = [held.marks for held in self._touched.values()]
+            change.marks = [held.marks for held in self._marked.values()]
             query = "UPDATE topic SET floor = ?, lost = ?, events = ?, unkeyed = ?, bytes = ? WHERE id = ?"
             rows = [(h.floor, h.lost_floor, h.events, h.unkeyed, h.bytes, h.id) for h in self._touched.values()]
             self.db.executemany(query, rows)
@@ -234,6 +234,7 @@ class Writer:
         """A key has a new value: if an older one was lost, that is of no account any more."""
         gone = self.db.execute("DELETE FROM lost WHERE topic = ? AND key = ?", (held.id, key or "")).rowcount
         if gone:
+            self._marked[held.name] = held
             self._lost -= gone
             held.lost = self.db.execute("SELECT max(id) FROM lost WHERE topic = ?", (held.id,)).fetchone()[0] or 0
 
@@ -284,7 +285,7 @@ class Writer:
 
     def _remove(self, held: Held, rows: Sequence[Doomed]) -> None:
         """Remove a topic's oldest records; those that were the newest of their key are lost."""
-        self._touched[held.name] = held
+        self._touched[held.name] = self._marked[held.name] = held
         self._looks -= len(rows)
         held.floor = rows[-1][0]
         self.db.execute("DELETE FROM record WHERE topic = ? AND id <= ?", (held.id, held.floor))
@@ -317,7 +318,7 @@ class Writer:
         for id, topic in rows:
             held = self._by_id[topic]
             held.lost_floor = max(held.lost_floor, id)
-            self._touched[held.name] = held
+            self._touched[held.name] = self._marked[held.name] = held
         self.db.execute("DELETE FROM lost WHERE id <= ?", (rows[-1][0],))
         self._lost -= len(rows)
 
@@ -335,6 +336,7 @@ class Writer:
             held = self._topics.pop(name := next(iter(self._empty)))
             del self._empty[name], self._by_id[held.id]
             self._touched.pop(name, None)
+            self._marked.pop(name, None)
             coarse = EventID(EventID.unpacked(held.floor).ms + 1, 0).packed()  # a position: no other topic's ID
             self._coarse_floor = max(self._coarse_floor, coarse)
             self._lost -= self.db.execute("DELETE FROM lost WHERE topic = ?", (held.id,)).rowcount
