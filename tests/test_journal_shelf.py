@@ -115,6 +115,7 @@ def test_few_sets_of_wildcards_are_remembered(monkeypatch: pytest.MonkeyPatch) -
 TOPICS = st.sampled_from(["a", "b", "t/1", "t/2"])
 
 
+@pytest.mark.parametrize("merged", [0, 64])
 @given(
     st.lists(TOPICS, max_size=40),
     st.lists(st.tuples(TOPICS, st.integers(0, 40)), max_size=8),
@@ -124,6 +125,7 @@ TOPICS = st.sampled_from(["a", "b", "t/1", "t/2"])
     st.integers(1, 50),
 )
 def test_a_page_is_what_a_plain_list_says(
+    merged: int,
     topics: list[str],
     removed: list[tuple[str, int]],
     stay: int,
@@ -143,7 +145,9 @@ def test_a_page_is_what_a_plain_list_says(
     wanted = [number for number, topic in kept if number > after and matching(parsed, topic)]
     there = {each.id.seq for topic in shelf.topics.values() for each in topic}
     assert shelf.events == len(there) <= max(stay, 0)
-    found = numbers(shelf, *selectors, after=after, limit=limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "MERGED_TOPICS", merged)
+        found = numbers(shelf, *selectors, after=after, limit=limit)
     assert found == (wanted[:limit] if set(wanted) <= there else None)
 
 

@@ -4,17 +4,16 @@ Each topic has a list of its newest records and two marks. Up to its *floor* its
 it *begins* they are not here, though a file may have them. A reader whose cursor is past both, in each of its topics,
 gets a slice of what all others get: an index into shared records, and no copy of a byte.
 
-One queue holds all records in order, for finding the oldest. What was taken away through its topic leaves a stale
-entry there, told by its ID being at or below where its topic begins; when most entries are stale the queue is written
-anew, so it stays linear in what is here.
+One more list has all IDs in order, for finding the oldest, and for readers of very many topics. What was taken away
+through its topic leaves a stale entry there, told by its ID being at or below where its topic begins; when most entries
+are stale the list is written anew, so it stays linear in what is here.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, islice
 
 from ..event import EventID
@@ -22,14 +21,17 @@ from ..record import Record
 from ..topic import Selector, matching
 from .contract import PAGE_BYTES, Page
 
-CHOICES = 32
+CHOICES = 16
 """So many sets of wildcards have the topics they choose remembered."""
+
+MERGED_TOPICS = 64
+"""Up to so many topics are read one by one and merged; more, along the list of all."""
 
 
 class Topic:
     """One topic's records, oldest first; taking away moves a mark, and the list is cut when half is behind it."""
 
-    __slots__ = ("_first", "_records", "begin", "bytes", "floor", "forgotten", "lost", "name")
+    __slots__ = ("_first", "_records", "begin", "bytes", "floor", "lost", "name")
 
     def __init__(self, name: str, floor: EventID) -> None:
         self.name = name
@@ -40,7 +42,6 @@ class Topic:
         self.begin = floor
         """Up to here its records are not on the shelf."""
         self.bytes = 0
-        self.forgotten = False
         self._records: list[Record] = []
         self._first = 0
 
@@ -63,6 +64,10 @@ class Topic:
         """The oldest records after a cursor."""
         begin = self._index(cursor)
         return self._records[begin : begin + limit]
+
+    def at(self, id: EventID) -> Record:
+        """The record that has an ID."""
+        return self._records[self._index(id) - 1]
 
     def iterate_after(self, cursor: EventID) -> Iterator[Record]:
         """All records after a cursor, one by one."""
@@ -98,8 +103,9 @@ class Shelf:
         self.topics: dict[str, Topic] = {}
         self.events = 0
         self.bytes = 0
-        self._order: deque[tuple[EventID, Topic]] = deque()
-        self._choices: dict[tuple[Selector, ...], list[Topic]] = {}
+        self._order: list[tuple[EventID, Topic]] = []
+        self._first = 0  # entries of the order before it are stale
+        self._choices: dict[tuple[Selector, ...], dict[Topic, None]] = {}
 
     # -- putting there and taking away --------------------------------------------------------------------
 
@@ -110,7 +116,7 @@ class Shelf:
             topic = self.topics[name] = Topic(name, self.coarse_floor)
             for selectors, choice in self._choices.items():
                 if matching(selectors, name):
-                    choice.append(topic)
+                    choice[topic] = None
         return topic
 
     def add(self, record: Record) -> Topic:
@@ -129,22 +135,24 @@ class Shelf:
 
     def put_back(self, events: int, bytes: int) -> None:
         """Leave only so many of the newest records here; the others are in the file."""
-        while self.events > events or self.bytes > bytes:
-            id, topic = self._order.popleft()
-            self._take_away(topic, id)
+        while (self.events > events or self.bytes > bytes) and (topic := self.oldest()) is not None:
+            self._take_away(topic, topic[0].id)
 
     def oldest(self) -> Topic | None:
         """The topic of the oldest record, if there is any."""
-        while self._order:
-            id, topic = self._order[0]
+        while self._first < len(self._order):
+            id, topic = self._order[self._first]
             if id > topic.begin:
                 return topic
-            self._order.popleft()
+            self._first += 1
+            if 2 * self._first >= len(self._order):
+                del self._order[: self._first]
+                self._first = 0
         return None
 
     def newest(self) -> EventID | None:
         """The highest ID there is."""
-        while self._order:
+        while self._first < len(self._order):
             id, topic = self._order[-1]
             if id > topic.begin:
                 return id
@@ -154,16 +162,18 @@ class Shelf:
     def forget(self, name: str) -> None:
         """Forget a topic; from now on the coarse floor is its floor."""
         topic = self.topics.pop(name)
-        topic.forgotten = True
         self._take_away(topic, topic.last)
+        for choice in self._choices.values():
+            choice.pop(topic, None)
 
     def _take_away(self, topic: Topic, upto: EventID) -> list[Record]:
         before = topic.bytes
         taken = topic.take_away(upto)
         self.events -= len(taken)
         self.bytes -= before - topic.bytes
-        if len(self._order) > 2 * self.events + 1024:
-            self._order = deque(entry for entry in self._order if entry[0] > entry[1].begin)
+        if len(self._order) - self._first > 2 * self.events + 1024:
+            self._order = [entry for entry in self._order if entry[0] > entry[1].begin]
+            self._first = 0
         return taken
 
     # -- reading ------------------------------------------------------------------------------------------
@@ -176,9 +186,11 @@ class Shelf:
         some = [topic for topic in topics if topic.last > after]
         if len(some) == 1:
             records = some[0].after(after, limit)
-        else:
+        elif len(some) <= MERGED_TOPICS:
             merged = heapq.merge(*[topic.iterate_after(after) for topic in some], key=_by_id)
             records = list(islice(merged, limit))
+        else:
+            records = list(islice(self._along_the_order(after, topics), limit))
         page = records
         sizes = [len(record.frame) for record in records]
         if sum(sizes) > PAGE_BYTES:
@@ -191,6 +203,12 @@ class Shelf:
             more=len(records) == limit or len(page) < len(records),
         )
 
+    def _along_the_order(self, after: EventID, topics: Collection[Topic]) -> Iterator[Record]:
+        for place in range(bisect_right(self._order, after, self._first, key=_entry_id), len(self._order)):
+            id, topic = self._order[place]
+            if topic in topics and id > topic.begin:
+                yield topic.at(id)
+
     def floor(self, selectors: Sequence[Selector]) -> EventID:
         """The highest ID that was removed from any topic the selectors choose."""
         topics = self._chosen(selectors)
@@ -201,20 +219,18 @@ class Shelf:
         topic = self.topics.get(name)
         return topic.last if topic is not None and topic.last > topic.floor else None
 
-    def _forgotten_floor(self, selectors: Sequence[Selector], topics: Sequence[Topic]) -> list[EventID]:
+    def _forgotten_floor(self, selectors: Sequence[Selector], topics: Collection[Topic]) -> list[EventID]:
         """The coarse floor, if a topic that the selectors choose may be among the forgotten."""
         whole = len(topics) == len(selectors) and all(selector.exact for selector in selectors)
         return [] if whole else [self.coarse_floor]
 
-    def _chosen(self, selectors: Sequence[Selector]) -> list[Topic]:
+    def _chosen(self, selectors: Sequence[Selector]) -> Collection[Topic]:
         if all(selector.exact for selector in selectors):
             return [topic for selector in selectors if (topic := self.topics.get(selector.text)) is not None]
         key = tuple(selectors)
         choice = self._choices.pop(key, None)
         if choice is None:
-            choice = [topic for name, topic in self.topics.items() if matching(selectors, name)]
-        elif any(topic.forgotten for topic in choice):
-            choice = [topic for topic in choice if not topic.forgotten]
+            choice = {topic: None for name, topic in self.topics.items() if matching(selectors, name)}
         self._choices[key] = choice  # last, as it was used last
         if len(self._choices) > CHOICES:
             del self._choices[next(iter(self._choices))]
@@ -223,3 +239,7 @@ class Shelf:
 
 def _by_id(record: Record) -> EventID:
     return record.id
+
+
+def _entry_id(entry: tuple[EventID, Topic]) -> EventID:
+    return entry[0]
