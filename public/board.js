@@ -104,6 +104,7 @@ async function look(name) {
     if (refusal.status === 403) barred.add(name);
     return null;
   });
+  if (name === room && answer) stream.begin(answer.floor);
   const item = [...at("room-list").children].find((one) => one.dataset.room === name);
   if (!item) return;
   const people = answer?.subscribers ?? 0;
@@ -344,7 +345,7 @@ function setFate(draft, text) {
 }
 
 async function publish(draft) {
-  const post = () => call("POST", rooms.path(draft.room), { json: draft.message });
+  const post = () => call("POST", rooms.path(draft.room), { json: draft.message, nonce: draft.message.nonce });
   try {
     const { id } = await post().catch(async (refusal) => {
       if (refusal.status !== 401 || !(await session.renew())) throw refusal;

@@ -23,10 +23,12 @@ export class Refusal extends Error {
   }
 }
 
-export async function call(method, path, { json, token } = {}) {
+/** With a `nonce` the hub publishes what it is sent again, because the answer got lost, only once. */
+export async function call(method, path, { json, token, nonce } = {}) {
   const headers = {};
   if (json !== undefined) headers["content-type"] = "application/json";
   if (token) headers.authorization = `Bearer ${token}`;
+  if (nonce) headers["idempotency-key"] = nonce;
   const signal = AbortSignal.timeout(PATIENCE);
   let response;
   try {

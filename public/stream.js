@@ -10,12 +10,13 @@ import { path } from "./rooms.js";
 
 const FIRST_WAIT = 1_000;
 const LONGEST_WAIT = 30_000;
+const EARLIEST = "earliest";
 
 export class Stream {
   #topic;
   #on;
   #source = null;
-  #cursor = "earliest";
+  #cursor = EARLIEST;
   #failures = 0;
   #renewed = false;
   #timer = 0;
@@ -55,6 +56,14 @@ export class Stream {
       if (source.readyState === EventSource.CLOSED) this.#revive(source);
       else this.#on.state("lost");
     };
+  }
+
+  /**
+   * The hub keeps what came after `floor`. A page that has had no event yet goes on from there rather than from
+   * whatever is the earliest by then, and so is told when something was removed meanwhile.
+   */
+  begin(floor) {
+    if (this.#cursor === EARLIEST && this.#source?.readyState === EventSource.OPEN) this.#cursor = floor;
   }
 
   /** Open a connection now unless one is open; for when there is reason to hope. */

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -18,3 +21,10 @@ FLAGS = [
 in_chromium = pytest.mark.skipif(
     not os.access(CHROMIUM, os.X_OK), reason="needs Debian's chromium: apt-get install chromium"
 )
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A running one for the length of a `with` block."""
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+        yield browser

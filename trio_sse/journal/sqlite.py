@@ -177,7 +177,7 @@ class SQLiteJournal(Journal):
         """Close the file, when no thread uses it any more; who still wants to read is told."""
         with trio.CancelScope(shield=True):
             async with self._writing:
-                self._writer.close(self._position)
+                self._writer.close(None if self._position == ORIGIN else self._position)
             reader, self._reader = self._reader, None
             async with self._reading:
                 if reader is not None:

@@ -115,11 +115,12 @@ class Writer:
         born, last, given = map(EventID.unpacked, marks)
         return born, last, given
 
-    def close(self, position: EventID) -> None:
-        """Close the file, with the highest position that was given: the next life begins there, and no later."""
+    def close(self, position: EventID | None) -> None:
+        """Close the file, with the highest position that was given, if any: the next life begins there, no later."""
         if self._db is not None:
-            with contextlib.suppress(sqlite3.Error), database.transaction(self._db):
-                self._keep_position(position)
+            if position is not None:
+                with contextlib.suppress(sqlite3.Error), database.transaction(self._db):
+                    self._keep_position(position)
             self._db.close()
 
     def topics(self) -> Iterator[Held]:
