@@ -161,6 +161,18 @@ async def test_keys_and_lost_values_are_known_after_a_restart(url: str, tmp_path
         assert (await journal.read(A, ORIGIN, 1)).lost == first  # without a key, and never replaced
 
 
+async def test_a_cursor_from_a_file_that_is_gone_is_from_before(url: str) -> None:
+    """A fresh file takes it for what it is: older than itself, and not ahead of it."""
+    clock = WallClock()
+    async with open_journal(url, clock=clock) as journal:
+        (old,) = await journal.append([draft("a")])
+    Path(url.partition(":")[2]).unlink()
+    clock.move(1)
+    async with open_journal(url, clock=clock) as journal:
+        assert journal.gave(old)
+        assert old < journal.born == (await journal.read(A, old, 1)).floor
+
+
 @pytest.mark.parametrize("back_s", [0, 1, 3600])
 async def test_no_event_comes_before_a_position_that_was_given(url: str, tmp_path: Path, back_s: float) -> None:
     """Also when the process was killed the moment after, and the clock went back."""

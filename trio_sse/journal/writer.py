@@ -107,13 +107,11 @@ class Writer:
         self._db = db = database.open_to_write(self._path, position)
         self._load()
         self._files = self._find_files()
-        highest = (
-            db.execute("SELECT max(id) FROM record").fetchone()[0] or 0,
-            max((held.floor for held in self._topics.values()), default=0),
-        )
-        marks = (database.meta(db, "born"), max(highest), max(self._coarse_floor, database.meta(db, "position")))
-        born, last, given = map(EventID.unpacked, marks)
-        return born, last, given
+        born = database.meta(db, "born")
+        floors = [self._coarse_floor, *(held.floor for held in self._topics.values())]
+        (newest,) = db.execute("SELECT max(id) FROM record").fetchone()
+        highest, given = max([born, newest or 0, *floors]), database.meta(db, "position")
+        return EventID.unpacked(born), EventID.unpacked(highest), EventID.unpacked(given)
 
     def close(self, position: EventID | None) -> None:
         """Close the file, with the highest position that was given, if any: the next life begins there, no later."""
