@@ -89,6 +89,16 @@ async def test_what_memory_does_not_hold_is_read_from_the_file(
             ids += await journal.append([draft("a", str(n)) for n in range(40, 56)])
 
 
+async def test_what_memory_has_no_room_for_is_in_the_file(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when there is room for nothing at all."""
+    monkeypatch.setattr(room, "SHELF_EVENTS", 0)
+    for number in range(3):
+        async with open_journal(url) as journal:
+            assert data_of(await read_all(journal, "a")) == [str(n) for n in range(number)]
+            await journal.append([draft("a", str(number))])
+            assert data_of(await read_all(journal, "a")) == [str(n) for n in range(number + 1)]
+
+
 async def test_memory_holds_so_many_bytes(url: str, reads: list[EventID], monkeypatch: pytest.MonkeyPatch) -> None:
     """Large events push out more of the older ones."""
     monkeypatch.setattr(room, "SHELF_BYTES", 10_000)

@@ -30,6 +30,9 @@ APPLICATION_ID = 0x74735345  # "tsSE", in the file's header (PRAGMA application_
 MERGED_TOPICS = 64
 """Up to so many topics are read one by one along the index and merged; more, along the journal."""
 
+HIGHEST = (1 << 63) - 1
+"""Above every packed ID."""
+
 BUSY_S = 1.0
 """How long another program, such as a backup, may hold the file before a transaction fails."""
 
@@ -230,10 +233,10 @@ def read_newest(reader: sqlite3.Connection, most: int, most_bytes: int) -> list[
     return records[::-1]
 
 
-def newest_before(reader: sqlite3.Connection, topic: int, before: EventID) -> EventID | None:
-    """The newest ID of a topic below another ID."""
+def newest_before(reader: sqlite3.Connection, topic: int, before: EventID | None) -> EventID | None:
+    """The newest ID of a topic, below another ID or of all."""
     query = "SELECT max(id) FROM record WHERE topic = ? AND id < ?"
-    (id,) = reader.execute(query, (topic, before.packed())).fetchone()
+    (id,) = reader.execute(query, (topic, HIGHEST if before is None else before.packed())).fetchone()
     return None if id is None else EventID.unpacked(id)
 
 

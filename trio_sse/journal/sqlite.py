@@ -168,8 +168,9 @@ class SQLiteJournal(Journal):
             topic = shelf.topic(held.name)
             _, topic.floor, topic.lost = held.marks
             topic.begin = topic.floor
-            if held.events and records:
-                topic.begin = database.newest_before(self._reader, held.id, records[0].id) or topic.floor
+            if held.events:
+                oldest = records[0].id if records else None
+                topic.begin = database.newest_before(self._reader, held.id, oldest) or topic.floor
         for record in records:
             shelf.add(record)
 
