@@ -16,7 +16,7 @@ import trio
 
 from trio_sse.errors import JournalError, JournalFull, JournalUnusable
 from trio_sse.event import ORIGIN, EventID
-from trio_sse.journal import Journal, database, open_journal, read_secret, writer
+from trio_sse.journal import Journal, database, disk, open_journal, read_secret, writer
 from trio_sse.journal import sqlite as sqlite_journal
 from trio_sse.journal.writer import Change, Doomed, Held, Write, Writer
 from trio_sse.retention import Retention
@@ -139,16 +139,15 @@ async def test_a_failed_commit_keeps_nothing_and_its_ids_are_never_used(url: str
             assert after > failed_above
 
 
-async def test_a_full_disk_is_said(url: str) -> None:
+async def test_a_full_disk_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal without room answers so, and goes on when there is room again."""
     async with open_journal(url) as journal:
-        assert isinstance(journal, sqlite_journal.SQLiteJournal)
         await journal.append([draft("a", "1")])
-        pages = journal._writer.db.execute("PRAGMA page_count").fetchone()[0]
-        journal._writer.db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(JournalFull):
-            await journal.append([draft("a", "x" * 500_000)])
-        journal._writer.db.execute("PRAGMA max_page_count = 1000000")
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "largest", lambda _: 0)
+            await journal.trim()
+            with pytest.raises(JournalFull):
+                await journal.append([draft("a", "x" * 500_000)])
         await journal.append([draft("a", "2")])
         assert data_of(await read_all(journal, "a")) == ["1", "2"]
         assert journal.statistics().events == 2

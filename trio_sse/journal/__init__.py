@@ -31,7 +31,7 @@ def open_journal(
     if kind == "memory" and not path:
         return open_memory(retention, clock)
     if kind == "sqlite" and path not in ("", ":memory:"):
-        return open_sqlite(path, retention, clock)
+        return open_sqlite(database.where(path), retention, clock)
     raise JournalUnusable(f"there is no journal {url!r}: use memory: or sqlite:PATH")
 
 

@@ -13,6 +13,8 @@ import fcntl
 import heapq
 import json
 import os
+import re
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,12 +69,22 @@ SCHEMA = (
 
 VERSION = len(SCHEMA)
 
+META = ("born", "coarse_floor", "position")
+"""What every journal says of itself, each a packed ID or position."""
+
+_NUMBER = re.compile("[0-9]{1,19}")
+
 
 # -- having it to ourselves ------------------------------------------------------------------------------------------
 
 
 class Locked(JournalUnusable):
     """Another process has the journal."""
+
+
+def where(path: str) -> str:
+    """Where the file is, if the path is a link: its lock and its log are there too, whatever else leads to it."""
+    return os.path.realpath(path) if Path(path).is_symlink() else path
 
 
 def lock(path: str) -> int:
@@ -111,23 +123,19 @@ def open_to_write(path: str, position: EventID) -> sqlite3.Connection:
     ``position`` is where a journal that is made now is born.
 
     Raises:
-      JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be had.
+      JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error, OSError: it cannot be had.
     """
-    version = _check(path)
+    version = 0 if _is_missing(path) else _check(path)
+    if not version:
+        _make(path, position)
+        version = VERSION
     db = connect(path)
     try:
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise JournalUnusable(f"the journal {path} cannot be used: its file system has no shared memory")
         with transaction(db):
-            for statements in SCHEMA[version:]:
-                for statement in filter(str.strip, statements.split(";")):
-                    db.execute(statement)
-            if not version:
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                for name in ("born", "coarse_floor", "position"):
-                    db.execute("INSERT INTO meta VALUES (?, ?)", (name, str(position.packed())))
-            db.execute(f"PRAGMA user_version = {VERSION}")
+            _upgrade(db, version)
             # A file that cannot be written must fail here, not at the first event.
             db.execute("UPDATE meta SET value = value WHERE name = 'position'")
     except BaseException:
@@ -136,10 +144,48 @@ def open_to_write(path: str, position: EventID) -> sqlite3.Connection:
     return db
 
 
+def _is_missing(path: str) -> bool:
+    """Whether there is no journal yet. An empty file is none, but beside a log that is not it was one."""
+    file, log = Path(path), Path(f"{path}-wal")
+    if file.exists() and file.stat().st_size:
+        return False
+    if log.exists() and log.stat().st_size:
+        what = "empty" if file.exists() else "missing"
+        raise JournalUnusable(
+            f"the journal {path} is {what}, and its log {log} is not: restore the one, or remove the other"
+        )
+    return True
+
+
+def _make(path: str, position: EventID) -> None:
+    """Make a journal elsewhere, and put it there when it is whole: to be killed while making it leaves none."""
+    place = Path(path).resolve()
+    making = place.with_name(place.name + ".making")
+    for suffix in ("", "-journal", "-wal", "-shm"):  # of who was
+        making.with_name(making.name + suffix).unlink(missing_ok=True)
+    with contextlib.closing(connect(str(making))) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        with transaction(db):
+            _upgrade(db, 0)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for name in META:
+                db.execute("INSERT INTO meta VALUES (?, ?)", (name, str(position.packed())))
+    if place.exists():  # and is empty: who made it has said who may read it
+        shutil.copymode(place, making)
+    making.replace(place)
+
+
+def _upgrade(db: sqlite3.Connection, version: int) -> None:
+    for statements in SCHEMA[version:]:
+        for statement in filter(str.strip, statements.split(";")):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
 def _check(path: str) -> int:
     """The version of a file's schema, 0 if there is nothing in it; what is found wrong is left as it is."""
-    if not any(file.exists() and file.stat().st_size for file in (Path(path), Path(f"{path}-wal"))):
-        return 0
+    if Path(path).is_dir():
+        raise JournalUnusable(f"the journal {path} is a directory: name a file in it")
     uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)) as db:
         application, version = (
@@ -153,19 +199,35 @@ def _check(path: str) -> int:
                 f"the journal {path} has schema version {version}, and this trio_sse reads "
                 f"{VERSION}: use the trio_sse that wrote it, or name another file"
             )
-        (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if fault != "ok":
-            first_line = str(fault).strip().splitlines()[-1]
+        fault = _fault(db, version if tables else 0)
+        if fault is not None:
             raise JournalUnusable(
-                f"the journal {path} is damaged ({first_line}) and was left as it is: restore it from a backup, or "
-                "name another file"
+                f"the journal {path} is damaged ({fault}) and was left as it is: restore it from a backup, or name "
+                "another file"
             )
-        return version
+        return version if tables else 0
+
+
+def _fault(db: sqlite3.Connection, version: int) -> str | None:
+    """What is wrong with a journal of a version; none if it is sound."""
+    (told,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if told != "ok":
+        return str(told).strip().splitlines()[-1]
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    for name in re.findall(r"CREATE TABLE (\w+)", "".join(SCHEMA[:version])):
+        if name not in tables:
+            return f"it has no table {name}"
+    for name in META if tables else ():
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if row is None or not _NUMBER.fullmatch(row[0]):
+            return f"its {name} is no number"
+    return None
 
 
 def connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(Path(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S)
     db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA secure_delete = FAST")  # or Debian's SQLite would write every page that it makes free
     return db
 
 

@@ -28,11 +28,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -47,7 +49,7 @@ from . import database
 from .contract import PAGE_BYTES, Journal, JournalStatistics, Page
 from .shared import Shared
 from .shelf import Shelf
-from .writer import Change, Write, Writer
+from .writer import INDEX_BYTES, Change, Write, Writer
 
 SHELF_EVENTS, SHELF_BYTES = 100_000, 64 * 1024 * 1024
 """The newest records stay in memory: so many, and so many bytes of frames."""
@@ -158,7 +160,7 @@ class SQLiteJournal(Journal):
             times = self._times()
             self._apply(self._writer.commit([], *times), times)
         except (sqlite3.Error, OSError) as error:
-            raise JournalUnusable(f"the journal {self._path} cannot be used: {_words(error)}") from error
+            raise JournalUnusable(f"the journal {self._path} cannot be used: {_words(error, self._path)}") from error
 
     def _fill_shelf(self) -> None:
         assert self._reader is not None
@@ -232,7 +234,7 @@ class SQLiteJournal(Journal):
     def _times(self) -> tuple[int, EventID, EventID | None]:
         """For a transaction: the time, since when keys are known, and up to where positions may be given after it."""
         now = self.now_ms()
-        enough = self._positions_below >= now + AHEAD_MS / 2
+        enough = self._positions_below >= now + AHEAD_MS / 2 and self.unwritable is None
         ahead = None if enough else EventID(max(now + AHEAD_MS, self._position.ms), 0)
         return now, self.knows_key_since(now), ahead
 
@@ -303,6 +305,7 @@ class SQLiteJournal(Journal):
                 times = self._times()
                 change = await _in_thread("write", self._writer.commit, [], *times)
                 self._apply(change, times)
+                self.unwritable = None  # a position was kept, as always when that is in doubt
                 more = change.more
 
     def statistics(self) -> JournalStatistics:
@@ -316,24 +319,38 @@ class SQLiteJournal(Journal):
 def _may_pass(error: sqlite3.Error) -> bool:
     """Whether it may work the next time; an error without a code is not from the file."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_BUSY)
-    return code & 0xFF in MAY_PASS or code in NO_ROOM  # the rest of the code says more
+    return code & 0xFF in MAY_PASS or _is_for_want_of_room(error)  # the rest of the code says more
+
+
+def _is_for_want_of_room(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) in NO_ROOM
 
 
 def _explained(error: sqlite3.Error, what: str) -> JournalError:
     seldom.say(log, "the journal could not %s: %s", what, error)
-    if getattr(error, "sqlite_errorcode", None) in NO_ROOM:
+    if _is_for_want_of_room(error):
         return JournalFull("there is no room left for the journal; nothing was kept")
     return JournalError(f"the journal could not {what}; try again later")
 
 
-def _words(error: Exception) -> str:
+def _words(error: Exception, path: str) -> str:
     """What is wrong with the file, to an operator."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not _has_room(path):
+        return "there is no room left on its disk; make some, or name another file"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "another program holds it; stop that one, or name another file"
     if code == sqlite3.SQLITE_READONLY:
         return "it may not be written to; give this user the right to, or name another file"
     return str(error)
+
+
+def _has_room(path: str) -> bool:
+    """Whether the index of SQLite's log would find room beside the file."""
+    try:
+        return shutil.disk_usage(Path(path).absolute().parent).free >= INDEX_BYTES
+    except OSError:
+        return True  # then that is what is wrong
 
 
 async def _in_thread(what: str, do: Callable[..., T], *args: object) -> T:

@@ -20,14 +20,20 @@ from ..errors import KeyReused
 from ..event import SEQ_BITS, EventID
 from ..record import Once, Record
 from ..retention import Ages, Limits, Retention
-from . import database
-from .contract import MAX_EMPTY_TOPICS, MAX_LOST, MAX_ONCE, MAX_TOPICS, REUSED, JournalStatistics
+from . import database, disk
+from .contract import MAX_EMPTY_TOPICS, MAX_LOST, MAX_TOPICS, JournalStatistics
+from .keys import Keys
 
 LOOKS = 1_000
 """A transaction that only cleans up removes or looks at so many records and topics."""
 
 LOOKS_BESIDE = 64
 """One that adds records removes twice as many, and so many more."""
+
+INDEX_BYTES = 1024 * 1024
+"""So much is reserved for the index of SQLite's log, enough for half a gibibyte of log. Where there is no room for it
+to grow, SQLite fails after it has written what it then says it has not, and finds it again after ``kill -9``. (It does
+not grow before there are 16 MiB of log, so on a small disk that cannot happen.)"""
 
 Doomed = tuple[int, str | None, int]
 """A record that goes: its ID, key and size."""
@@ -89,6 +95,9 @@ class Writer:
         self._files: list[tuple[int, int]] = []
         self._retention = retention
         self._db: sqlite3.Connection | None = None
+        self._index: int | None = None
+        self._index_is_reserved = False
+        self._pages = 0  # so many the file may have
         self._ages = Ages()
         self._coarse_floor = 0
         self._stale = True  # what is in memory may not be what is in the file
@@ -105,8 +114,11 @@ class Writer:
           JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be had.
         """
         self._db = db = database.open_to_write(self._path, position)
+        self._keys = Keys(db)
         self._load()
         self._files = self._find_files()
+        self._index = os.open(f"{self._path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        self._look_for_room()
         born = database.meta(db, "born")
         floors = [self._coarse_floor, *(held.floor for held in self._topics.values())]
         (newest,) = db.execute("SELECT max(id) FROM record").fetchone()
@@ -120,6 +132,8 @@ class Writer:
                 with contextlib.suppress(sqlite3.Error), database.transaction(self._db):
                     self._keep_position(position)
             self._db.close()
+            if self._index is not None:  # to close it before would take SQLite's locks from it
+                os.close(self._index)
 
     def topics(self) -> Iterator[Held]:
         """What it holds of each topic."""
@@ -148,6 +162,16 @@ class Writer:
         Raises:
           sqlite3.Error: SQLite could not. OSError: the file is gone, and all that was kept in it.
         """
+        if not writes:
+            self._look_for_room()
+        try:
+            return self._commit(writes, now_ms, keys_since, position)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL or not self._look_for_room():
+                raise
+        return self._commit(writes, now_ms, keys_since, position)  # there is more room than there was
+
+    def _commit(self, writes: Sequence[Write], now_ms: int, keys_since: EventID, position: EventID | None) -> Change:
         if self._stale:
             self._load()
         self._stale = True  # until it is known that memory and file say the same
@@ -155,7 +179,12 @@ class Writer:
         self._touched, self._marked = dict[str, Held](), dict[str, Held]()
         with database.transaction(self.db):
             for write in writes:
-                if self._is_new(write, keys_since):
+                try:
+                    if write.once is not None:
+                        write.before = self._keys.take(write.once, write.records[0], keys_since)
+                except KeyReused as refusal:
+                    write.refusal = refusal
+                if write.before is None and write.refusal is None:
                     change.added += write.records
             self._insert(change.added)
             if writes:
@@ -166,7 +195,7 @@ class Writer:
             else:
                 self._looks = LOOKS
                 self._look_at_the_old(now_ms)
-                self._drop_keys(keys_since.packed())
+                self._keys.drop(keys_since)
             self._remove_oldest()
             self._drop_lost()
             self._forget(change)
@@ -181,28 +210,6 @@ class Writer:
         self._stale = False
         change.more = self._looks <= 0
         return change
-
-    def _is_new(self, write: Write, keys_since: EventID) -> bool:
-        """Whether a publisher's records are to be kept, rather than have been; what has a key takes its place."""
-        once = write.once
-        if once is None:
-            return True
-        (record,) = write.records
-        name = (once.subject or "", record.topic, once.key)
-        query = "SELECT id, body FROM once WHERE subject = ? AND topic = ? AND key = ?"
-        row = self.db.execute(query, name).fetchone()
-        if row is not None and row[0] >= keys_since.packed():
-            if row[1] == once.body:
-                write.before = EventID.unpacked(row[0])
-            else:
-                write.refusal = KeyReused(REUSED)
-            return False
-        query = "INSERT OR REPLACE INTO once VALUES (?, ?, ?, ?, ?)"
-        self.db.execute(query, (record.id.packed(), *name, once.body))
-        self._once += row is None
-        if self._once > MAX_ONCE:
-            self._drop_keys(0)
-        return True
 
     def _insert(self, records: Sequence[Record]) -> None:
         rows = []
@@ -321,14 +328,6 @@ class Writer:
         self.db.execute("DELETE FROM lost WHERE id <= ?", (rows[-1][0],))
         self._lost -= len(rows)
 
-    def _drop_keys(self, before: int) -> None:
-        """Forget some of the idempotency keys that are too old, or too many."""
-        query = "DELETE FROM once WHERE id IN (SELECT id FROM once WHERE id < ? ORDER BY id LIMIT ?)"
-        self._once -= self.db.execute(query, (before, LOOKS)).rowcount
-        if self._once > MAX_ONCE:
-            query = "DELETE FROM once WHERE id IN (SELECT id FROM once ORDER BY id LIMIT ?)"
-            self._once -= self.db.execute(query, (self._once - MAX_ONCE,)).rowcount
-
     def _forget(self, change: Change) -> None:
         """Forget topics of which nothing but the floor is left, if there are too many of those."""
         while len(self._empty) > MAX_EMPTY_TOPICS:
@@ -367,9 +366,20 @@ class Writer:
         for topic, lost in self.db.execute("SELECT topic, max(id) FROM lost GROUP BY topic"):
             self._by_id[topic].lost = lost
         (self._lost,) = self.db.execute("SELECT count(*) FROM lost").fetchone()
-        (self._once,) = self.db.execute("SELECT count(*) FROM once").fetchone()
+        self._keys.count()
         self._coarse_floor = database.meta(self.db, "coarse_floor")
         self._stale = False
+
+    def _look_for_room(self) -> bool:
+        """See how large the file may grow, and have room for the index of its log; whether it may grow larger now."""
+        if not self._index_is_reserved:
+            assert self._index is not None
+            self._index_is_reserved = disk.allocate(self._index, INDEX_BYTES)
+        before = self._pages
+        (size,) = self.db.execute("PRAGMA page_size").fetchone()
+        pages = disk.largest(self._path) // size
+        (self._pages,) = self.db.execute(f"PRAGMA max_page_count = {max(1, pages)}").fetchone()
+        return self._pages > before
 
     def _find_files(self) -> list[tuple[int, int]]:
         """Which files are where ours should be: to one that was removed SQLite goes on writing, and keeps nothing.
