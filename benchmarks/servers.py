@@ -156,17 +156,22 @@ class Usage:
 def usage(pid: int) -> Usage:
     """The usage of a process and everything it started that still lives."""
     cpu_ns, rss_bytes = 0, 0
-    waiting = [pid]
-    while waiting:
-        pid = waiting.pop()
-        process = Path(f"/proc/{pid}")
+    for each in family(pid):
         with contextlib.suppress(OSError):  # it ended meanwhile
             # The same user and system time as in /proc/PID/stat, which rounds it to a hundredth of a second.
-            cpu_ns += time.clock_gettime_ns(_cpu_clock(pid))
-            rss_bytes += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
-            for thread in (process / "task").iterdir():
-                waiting += [int(child) for child in (thread / "children").read_text().split()]
+            cpu_ns += time.clock_gettime_ns(_cpu_clock(each))
+            rss_bytes += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * PAGE_BYTES
     return Usage(cpu_ns / 1e9, rss_bytes)
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and everything it started that still lives."""
+    waiting = [pid]
+    while waiting:
+        yield (pid := waiting.pop())
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                waiting += [int(child) for child in (thread / "children").read_text().split()]
 
 
 def _cpu_clock(pid: int) -> int:

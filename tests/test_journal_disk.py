@@ -10,6 +10,7 @@ import pytest
 from trio_sse.errors import JournalFull
 from trio_sse.journal import Journal, disk, open_journal
 from trio_sse.journal.writer import INDEX_BYTES
+from trio_sse.record import Draft
 from trio_sse.retention import Retention
 from trio_sse.testing import WallClock, data_of, draft, read_all
 
@@ -18,13 +19,18 @@ from .test_journal_files import mounted
 DISK = "16m"
 
 
+def some(size: int) -> list[Draft]:
+    """One event of this size, or several small ones."""
+    return [draft("a", "x" * size)] * max(1, 20_000 // size)
+
+
 async def fill(journal: Journal, size: int) -> int:
     """Append until there is no room; how many events there was room for."""
     for number in range(100_000):
         try:
-            await journal.append([draft("a", "x" * size)] * max(1, 20_000 // size))
+            await journal.append(some(size))
         except JournalFull:
-            return number * max(1, 20_000 // size)
+            return number * len(some(size))
     raise AssertionError("there is room for everything")
 
 
@@ -38,7 +44,7 @@ async def test_what_is_too_old_is_removed_from_a_full_disk(tmp_path: Path, size:
             for _ in range(3):
                 assert await fill(journal, size) > 2_000_000 / size
                 with pytest.raises(JournalFull):
-                    await journal.append([draft("a", "x" * size)])
+                    await journal.append(some(size))
                 clock.move(61)
                 await journal.trim()
                 assert journal.statistics().events == 0
