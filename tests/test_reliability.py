@@ -38,6 +38,10 @@ PROMISES = [
     "Silence",
     "Exhaustion",
     "Clocks",
+    "A kill",
+    "A herd",
+    "A full disk",
+    "A bad file",
     "nginx in front",
 ]
 

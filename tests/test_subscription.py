@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from trio_sse import subscription as room
-from trio_sse.event import EventID
+from trio_sse.event import Event, EventID
 from trio_sse.hub import Hub
 from trio_sse.journal import Page
 from trio_sse.journal.memory import MemoryJournal
@@ -208,6 +208,36 @@ async def test_an_event_between_the_short_page_and_attaching_is_not_lost(
             await hub.publish("a", "6")
             await trio.testing.wait_all_tasks_blocked()
             assert results == [str(number) for number in range(7)]
+
+
+async def test_a_live_event_does_not_wait_for_a_herd(autojump_clock: trio.testing.MockClock) -> None:
+    """While hundreds catch up at once it is received before more than a few of their pages have been read."""
+    pages = 0
+
+    class Counting(SteppedJournal):
+        async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+            nonlocal pages
+            pages += 1
+            return await super().read(selectors, after, limit)
+
+    async def catch_up(hub: Hub, first: EventID) -> None:
+        async with hub.subscribe("past", last_event_id=first) as subscription:
+            await take(subscription, 999)
+
+    async with running(Counting()) as hub, trio.open_nursery() as nursery, hub.subscribe("live") as live:
+        first, *_ = await hub.publish_many("past", [Event("x")] * 1_000)
+        for _ in range(300):
+            nursery.start_soon(catch_up, hub, first)
+        most = 0
+        for _ in range(5):
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            before = pages
+            await hub.publish("live", "now")
+            assert data_of(await take(live, 1)) == ["now"]
+            most = max(most, pages - before)
+        assert pages < 1_000  # of 1,200: they are still at it
+        assert most <= 10 * room.TURNS
 
 
 async def test_overlapping_selectors_give_each_event_once(autojump_clock: trio.testing.MockClock) -> None:
