@@ -179,12 +179,12 @@ class SQLiteJournal(Journal):
     async def close(self) -> None:
         """Close the file, when no thread uses it any more; who still wants to read is told."""
         with trio.CancelScope(shield=True):
-            async with self._writing:
-                self._writer.close(None if self._position == ORIGIN else self._position)
             reader, self._reader = self._reader, None
             async with self._reading:
                 if reader is not None:
                     reader.close()
+            async with self._writing:  # the last to close: it lets go of the index of the log, and its locks
+                self._writer.close(None if self._position == ORIGIN else self._position)
 
     async def run(self) -> None:
         """Commit what publishers append, until cancelled; what was taken by then is still answered."""
