@@ -18,7 +18,7 @@ handed on; what a newer one has replaced is no hole.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
@@ -28,7 +28,7 @@ import trio
 from .broadcast import Broadcaster, ChannelOutlet, EndReason
 from .errors import InvalidEventID
 from .event import ORIGIN, EventID
-from .journal import Journal, Page
+from .journal import Floors, Journal, Page
 from .latest import Latest
 from .record import Gap, GapReason, Record
 from .ticker import Ticker
@@ -88,7 +88,7 @@ class Subscription:
         self._gathered = Latest() if slow == "latest" else None  # in place of ready records
         self._gathering = False  # what is gathered is not to be handed on yet
         self._newest = self.cursor  # up to here the journal has been read
-        self._told_floor = ORIGIN  # holes below this have been told of
+        self._told: Mapping[str, EventID] = {}  # of which floors above the cursor it has been told, by topic
         self._more = False  # whether the last page left something to read
         self._outlet: ChannelOutlet | None = None
         self._reading: trio.CancelScope | None = None  # of a wait for the journal
@@ -118,7 +118,7 @@ class Subscription:
     async def _locate_cursor(self, requested: str) -> None:
         cursor, reason = self._judge(requested)
         page = await self._read(cursor)
-        if reason is None and self._floor(page) > cursor:
+        if reason is None and self._floors(page).highest > cursor:
             reason = "restarted" if cursor < self.desk.journal.born else "trimmed"
         if reason is not None:
             cursor = _resumed_from(page, cursor)
@@ -134,12 +134,12 @@ class Subscription:
 
     def _begin(self, page: Page, cursor: EventID) -> None:
         self.cursor = cursor
-        self._told_floor = self._floor(page)
+        self._told = self._floors(page).above
         self._absorb(page)
 
-    def _floor(self, page: Page) -> EventID:
-        """Whose cursor is below it has missed something that it should have had."""
-        return page.floor if self._gathered is None else page.lost
+    def _floors(self, page: Page) -> Floors:
+        """Whose cursor is below one of them has missed something that it should have had."""
+        return page.floors if self._gathered is None else page.losses
 
     @property
     def opening_position(self) -> EventID:
@@ -263,12 +263,13 @@ class Subscription:
         """
         read = max(self.cursor, self._newest)
         page = await self._read(read)
-        if self._floor(page) > max(read, self._told_floor):
+        floors = self._floors(page).above
+        if any(floor > self._told.get(topic, ORIGIN) for topic, floor in floors.items()):
             if self._gathered:  # its place is behind what was gathered: that goes first, and this is read again
                 self._more, self._gathering = True, False
                 return
             self._ready.append(Gap(str(read), _resumed_from(page, read), "trimmed"))
-            self._told_floor = self._floor(page)
+        self._told = floors
         self._absorb(page)
         if self._outlet is None:
             self._attach()

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager
 from ..errors import JournalUnusable
 from ..retention import Retention
 from . import database
-from .contract import Follower, Journal, JournalStatistics, Page
+from .contract import Floors, Follower, Journal, JournalStatistics, Page
 from .memory import open_memory
 from .sqlite import open_sqlite
 
-__all__ = ["Follower", "Journal", "JournalStatistics", "Page", "open_journal", "read_secret"]
+__all__ = ["Floors", "Follower", "Journal", "JournalStatistics", "Page", "open_journal", "read_secret"]
 
 
 def open_journal(

@@ -13,9 +13,9 @@ import abc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import trio
 
@@ -36,6 +36,9 @@ MAX_TOPICS = 100_000
 MAX_EMPTY_TOPICS = 10_000
 """Most topics of which nothing but the floor is kept, before the coarse floor stands for the oldest."""
 
+FORGOTTEN = ""
+"""Stands for the topics that are forgotten, in place of a topic's name."""
+
 MAX_LOST = 100_000
 """Of so many keys whose newest value was removed it is known whether one has replaced it since."""
 
@@ -46,16 +49,37 @@ PAGE_BYTES = 1024 * 1024
 """Most bytes of frames in one page, beyond its first record."""
 
 
+class Floors:
+    """What the topics that some selectors choose have no more: up to which ID each, and the highest of these."""
+
+    __slots__ = ("above", "highest")
+
+    def __init__(self, floors: Collection[tuple[str, EventID]], after: EventID) -> None:
+        self.highest: Final = max([floor for _, floor in floors])
+        self.above: Final = {name: floor for name, floor in floors if floor > after} if self.highest > after else {}
+        """Those above a cursor, by topic; :data:`FORGOTTEN` is that of all that are forgotten."""
+
+
 class Page(NamedTuple):
-    """A piece of history."""
+    """A piece of history; all of it as it was in one instant."""
 
     records: Sequence[Record]
-    floor: EventID
-    """The floor of the selectors, read in the same instant as the records."""
-    lost: EventID
-    """The highest ID of those removed that no newer one of the same topic and key has replaced; likewise."""
+    floors: Floors
+    """Up to where records were removed."""
+    losses: Floors
+    """Up to where some were removed that no newer one of the same topic and key has replaced."""
     more: bool
-    """Whether there may have been more to read in that instant."""
+    """Whether there may have been more to read."""
+
+    @property
+    def floor(self) -> EventID:
+        """The floor of the selectors."""
+        return self.floors.highest
+
+    @property
+    def lost(self) -> EventID:
+        """The highest ID of those removed that are not replaced."""
+        return self.losses.highest
 
 
 @dataclass(frozen=True, slots=True)

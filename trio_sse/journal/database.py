@@ -26,7 +26,7 @@ from ..errors import JournalUnusable
 from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
-from .contract import Page
+from .contract import FORGOTTEN, Floors, Page
 
 APPLICATION_ID = 0x74735345  # "tsSE", in the file's header (PRAGMA application_id)
 MERGED_TOPICS = 64
@@ -269,15 +269,18 @@ def read(
 ) -> Page:
     """A page of history (:meth:`Journal.read`), of one instant."""
     with transaction(reader, "DEFERRED"):
-        topics, floor, lost = _choose(reader, selectors)
+        topics = _choose(reader, selectors)
+        floors = Floors([(name, EventID.unpacked(floor)) for _, name, floor, _ in topics], after)
+        losses = Floors([(name, EventID.unpacked(lost)) for _, name, _, lost in topics], after)
+        names = {id: name for id, name, _, _ in topics if name != FORGOTTEN}
         records: list[Record] = []
         size = 0
-        for id, topic, key, frame in _rows(reader, list(topics), after.packed(), limit):
+        for id, topic, key, frame in _rows(reader, list(names), after.packed(), limit):
             size += len(frame)
             if size > most_bytes and records:
-                return Page(records, floor, lost, more=True)
-            records.append(Record(EventID.unpacked(id), topics[topic], frame, key))
-    return Page(records, floor, lost, more=len(records) == limit)
+                return Page(records, floors, losses, more=True)
+            records.append(Record(EventID.unpacked(id), names[topic], frame, key))
+    return Page(records, floors, losses, more=len(records) == limit)
 
 
 def read_newest(reader: sqlite3.Connection, most: int, most_bytes: int) -> list[Record]:
@@ -302,8 +305,8 @@ def newest_before(reader: sqlite3.Connection, topic: int, before: EventID | None
     return None if id is None else EventID.unpacked(id)
 
 
-def _choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> tuple[dict[int, str], EventID, EventID]:
-    """The topics that the selectors choose, their floor, and up to where some of theirs is lost."""
+def _choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> list[tuple[int, str, int, int]]:
+    """The topics that the selectors choose: number, name, floor, and up to where some is lost; and the forgotten."""
     query = (
         "SELECT id, name, floor, max(lost, coalesce((SELECT max(id) FROM lost WHERE topic = topic.id), 0)) FROM topic"
     )
@@ -313,12 +316,10 @@ def _choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> tuple[
         rows = reader.execute(named, (names,)).fetchall()
     else:
         rows = [row for row in reader.execute(query) if matching(selectors, row[1])]
-    floors, lost = [row[2] for row in rows], [row[3] for row in rows]
     if len(rows) < len(selectors) or not exact:  # a topic of theirs may be among the forgotten
         coarse = meta(reader, "coarse_floor")
-        floors.append(coarse)
-        lost.append(coarse)
-    return {row[0]: row[1] for row in rows}, EventID.unpacked(max(floors)), EventID.unpacked(max(lost))
+        rows.append((0, FORGOTTEN, coarse, coarse))
+    return rows
 
 
 def _rows(reader: sqlite3.Connection, topics: Sequence[int], after: int, limit: int) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from itertools import accumulate, islice
 from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
-from .contract import PAGE_BYTES, Page
+from .contract import FORGOTTEN, PAGE_BYTES, Floors, Page
 
 CHOICES = 16
 """So many sets of wildcards have the topics they choose remembered."""
@@ -195,11 +195,11 @@ class Shelf:
         sizes = [len(record.frame) for record in records]
         if sum(sizes) > PAGE_BYTES:
             page = records[: max(1, sum(size <= PAGE_BYTES for size in accumulate(sizes)))]
-        floors = self._forgotten_floor(selectors, topics)
+        forgotten = self._forgotten(selectors, topics)
         return Page(
             page,
-            max([*floors, *[topic.floor for topic in topics]]),
-            max([*floors, *[topic.lost for topic in topics]]),
+            Floors([*forgotten, *[(topic.name, topic.floor) for topic in topics]], after),
+            Floors([*forgotten, *[(topic.name, topic.lost) for topic in topics]], after),
             more=len(records) == limit or len(page) < len(records),
         )
 
@@ -212,17 +212,17 @@ class Shelf:
     def floor(self, selectors: Sequence[Selector]) -> EventID:
         """The highest ID that was removed from any topic the selectors choose."""
         topics = self._chosen(selectors)
-        return max([*self._forgotten_floor(selectors, topics), *[topic.floor for topic in topics]])
+        return max([*[floor for _, floor in self._forgotten(selectors, topics)], *[topic.floor for topic in topics]])
 
     def last_event_id(self, name: str) -> EventID | None:
         """The ID of the newest event kept of a topic, here or in a file."""
         topic = self.topics.get(name)
         return topic.last if topic is not None and topic.last > topic.floor else None
 
-    def _forgotten_floor(self, selectors: Sequence[Selector], topics: Collection[Topic]) -> list[EventID]:
+    def _forgotten(self, selectors: Sequence[Selector], topics: Collection[Topic]) -> list[tuple[str, EventID]]:
         """The coarse floor, if a topic that the selectors choose may be among the forgotten."""
         whole = len(topics) == len(selectors) and all(selector.exact for selector in selectors)
-        return [] if whole else [self.coarse_floor]
+        return [] if whole else [(FORGOTTEN, self.coarse_floor)]
 
     def _chosen(self, selectors: Sequence[Selector]) -> Collection[Topic]:
         if all(selector.exact for selector in selectors):
