@@ -7,7 +7,7 @@ APT_TESTS := chromium fonts-liberation nginx-light faketime iproute2
 APT_BENCH := nginx libnginx-mod-nchan golang-go
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test prove lint format bench bench-quick clean
+.PHONY: help serve test cover prove lint format bench bench-quick clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -16,6 +16,10 @@ serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND
 	@$(BIN)/trio-sse serve --bind $(BIND)
 
 test: $(VENV)/installed-dev ## all tests, those in a browser too
+	@.ci/packages $(APT_TESTS)
+	@$(BIN)/python -m pytest -n 4 --dist loadscope
+
+cover: $(VENV)/installed-dev ## the same, and what of the code was run by it: it takes twice as long
 	@.ci/packages $(APT_TESTS)
 	@rm -f .coverage.*
 	@$(BIN)/python -m pytest -n 4 --dist loadscope --cov --cov-report=term
