@@ -247,6 +247,19 @@ class Wire:
         self.socket.close()
 
 
+LONG = """
+    failures durability shutdown stopped_readers exhaustion churn board nothing_lost model board_gap journal_files
+    server_h2 benchmarks benchmarks_soak gap_in_browser nginx web_connection server_direct examples seam cli kill_shots
+"""
+"""The modules that take longest, by their names without ``test_``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes long begin first, so that at the end no worker is alone with it."""
+    order = {name: place for place, name in enumerate(LONG.split())}
+    items.sort(key=lambda item: order.get(item.path.stem.removeprefix("test_"), len(order)))
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
     """Say loudly, behind everything but the closing line, what was not tested for want of a Debian package."""
