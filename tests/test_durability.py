@@ -723,6 +723,10 @@ INDEXED_FRAMES = 4062
 """So many pages of the write-ahead log have room in the index that SQLite makes at first (of 32 KiB)."""
 
 
+LEFT_BESIDE_A_LONG_LOG = HEADROOM_BYTES + (INDEXED_FRAMES + 40) * PAGE
+"""With so much left of the disk there is room for some pages more, and for all that is only in the log."""
+
+
 @contextlib.contextmanager
 def long_log(disk: Disk, server: Server) -> Iterator[list[str]]:
     """Somebody reads the file for the length of the block, and the log of what was published meanwhile has grown so
@@ -750,7 +754,7 @@ def test_a_full_disk_and_a_long_log_do_not_end_the_worker(tmp_path: Path) -> Non
         workers = server.workers()
         with Listener(server, "/events?topic=disk") as listener, long_log(disk, server) as acknowledged:
             for pages in range(30):
-                disk.leave(HEADROOM_BYTES + pages * PAGE)
+                disk.leave(LEFT_BESIDE_A_LONG_LOG + pages * PAGE)
                 data = f"{pages} pages " + "x" * PAGE
                 statuses.append(ask(server, "POST", "/topics/disk", data.encode()).status)
                 acknowledged += [data] if statuses[-1] == 201 else []
@@ -769,7 +773,7 @@ def test_what_was_refused_for_want_of_an_index_is_not_there_after_a_kill(tmp_pat
     with mounted(tmp_path / "disk", "64m") as disk, serving_from(disk) as server:
         with long_log(disk, server) as acknowledged:
             for pages in range(30):
-                disk.leave(HEADROOM_BYTES + pages * PAGE)
+                disk.leave(LEFT_BESIDE_A_LONG_LOG + pages * PAGE)
                 data = f"{pages} pages " + "x" * PAGE
                 if ask(server, "POST", "/topics/disk", data.encode()).status == 201:
                     acknowledged.append(data)
