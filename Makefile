@@ -17,12 +17,12 @@ serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND
 
 test: $(VENV)/installed-dev ## all tests, those in a browser too
 	@.ci/packages $(APT_TESTS)
-	@$(BIN)/python -m pytest -n 5 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder
 
 cover: $(VENV)/installed-dev ## the same, and what of the code was run by it: it takes twice as long
 	@.ci/packages $(APT_TESTS)
 	@rm -f .coverage.*
-	@$(BIN)/python -m pytest -n 5 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
+	@$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
 
 prove: $(VENV)/installed-dev ## the long proofs: what is promised, at full size
 	@.ci/packages $(APT_TESTS)

@@ -394,7 +394,7 @@ print(cut)
 """
 
 
-SOME_MAKERS, MANY_MAKERS = 30, 1000
+SOME_MAKERS, MANY_MAKERS = 12, 1000
 
 
 @pytest.mark.parametrize(
