@@ -370,7 +370,7 @@ async def test_two_publishers_events_arrive_once_and_in_order(
     url: str, start: str, slow: Slow, buffer_events: int
 ) -> None:
     """For a subscriber whose channel can hold both, and for one whom the second makes lag, in some orders."""
-    await check_two(url, start, slow, buffer_events, 50)
+    await check_two(url, start, slow, buffer_events, 30)
 
 
 @pytest.mark.proof
@@ -388,6 +388,6 @@ async def test_two_publishers_events_arrive_once_in_every_order(
 async def test_of_one_key_the_newest_arrives_in_every_case(url: str, start: str) -> None:
     """For who wants the latest: two values of one key arrive in order and once, and the first may be left out."""
     async with open_hub(url, buffer_events=4) as hub:
-        for steps in some(start, 50):
+        for steps in some(start, 30):
             got, expected = await received(hub, start, steps, "latest", "one key")
             assert got in (expected, [event for event in expected if event != "1"]), steps
