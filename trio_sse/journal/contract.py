@@ -45,6 +45,9 @@ MAX_LOST = 100_000
 BACKLOG_BYTES = 1024 * 1024
 """How far a follower may fall behind before publishers wait for it."""
 
+MERGED_TOPICS = 64
+"""Up to so many topics are read one by one and merged; more, along the journal."""
+
 PAGE_BYTES = 1024 * 1024
 """Most bytes of frames in one page, beyond its first record."""
 

@@ -26,12 +26,9 @@ from ..errors import JournalUnusable
 from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
-from .contract import FORGOTTEN, Floors, Page
+from .contract import FORGOTTEN, MERGED_TOPICS, Floors, Page
 
 APPLICATION_ID = 0x74735345  # "tsSE", in the file's header (PRAGMA application_id)
-MERGED_TOPICS = 64
-"""Up to so many topics are read one by one along the index and merged; more, along the journal."""
-
 HIGHEST = (1 << 63) - 1
 """Above every packed ID."""
 

@@ -19,13 +19,10 @@ from itertools import accumulate, islice
 from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
-from .contract import FORGOTTEN, PAGE_BYTES, Floors, Page
+from .contract import FORGOTTEN, MERGED_TOPICS, PAGE_BYTES, Floors, Page
 
 CHOICES = 16
 """So many sets of wildcards have the topics they choose remembered."""
-
-MERGED_TOPICS = 64
-"""Up to so many topics are read one by one and merged; more, along the list of all."""
 
 
 class Topic:
