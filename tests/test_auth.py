@@ -828,3 +828,28 @@ def test_all_errors_are_of_our_tree() -> None:
     """So that one handler answers them."""
     for kind in (InvalidToken, InvalidInput, NotAllowed):
         assert issubclass(kind, TrioSSEError)
+
+
+# -- accounts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_subject_has_an_account() -> None:
+    """What a token's bearer publishes is charged to its subject."""
+    authority = Authority(SECRET)
+    assert authority.verify(authority.issue("ada", now=NOW, ttl_s=60), NOW).publisher == "ada"
+
+
+def test_guests_and_strangers_share_one_account() -> None:
+    """Anybody can be many guests, so all of them are one publisher, and that of callers without a token."""
+    authority = Authority(SECRET, anonymous=["publish"])
+    guests = [authority.issue_guest(name, now=NOW)[1] for name in ("Ada", "Bob")]
+    assert {guest.publisher for guest in guests} == {authority.anonymous().publisher} == {""}
+
+
+def test_a_token_without_a_subject_is_an_account_of_its_own() -> None:
+    """Two of them are two publishers, the same each time they come, and neither name holds the token."""
+    authority = Authority(SECRET)
+    tokens = [authority.issue(None, now=NOW, ttl_s=ttl_s) for ttl_s in (60, 61)]
+    names = [[authority.verify(token, NOW).publisher for _ in range(2)] for token in tokens]
+    assert names[0][0] == names[0][1] != names[1][0] == names[1][1]
+    assert not any(token in names[place][0] for place, token in enumerate(tokens))

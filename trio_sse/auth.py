@@ -15,7 +15,7 @@ import hashlib
 import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
@@ -72,6 +72,24 @@ class Grant:
     publish: tuple[Selector, ...] = ()
     subscribe: tuple[Selector, ...] = ()
     expires_at: int | None = None
+    token_id: str | None = field(default=None, compare=False)
+    """What a token without a subject is known by: a digest of it. ``None``: there is a subject, or no token."""
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether the token is one that anybody gets for a name."""
+        return self.subject is not None and self.subject.startswith(GUEST_PREFIX)
+
+    @property
+    def publisher(self) -> str:
+        """The account that this caller's events and idempotency keys are charged to.
+
+        A token's subject; without one, the token itself. All guests and all callers without a token share one account,
+        the empty name, because anybody can be as many of them as they like.
+        """
+        if self.is_guest:
+            return ""
+        return self.subject or self.token_id or ""
 
     def check_publish(self, topic: str) -> None:
         """Raises NotAllowed unless this caller may publish to the topic."""
@@ -145,6 +163,8 @@ class Authority:
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise InvalidToken("the token is not one that was signed for this hub") from None
         grant = self._grant(claims, now)
+        if grant.subject is None:
+            grant = replace(grant, token_id=f"token {digest.hex()[:32]}")
         if len(self._remembered) >= MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[digest] = claims, grant

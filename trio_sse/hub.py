@@ -88,12 +88,13 @@ class Hub:
     # -- publishing ---------------------------------------------------------------------------------------
 
     async def publish(
-        self, topic: str, event: Event | str, *, type: str | None = None, key: str | None = None
+        self, topic: str, event: Event | str, *, type: str | None = None, key: str | None = None, publisher: str = ""
     ) -> EventID:
         """Publish one event, given whole or as its data; returns its ID, when it is safe in the journal.
 
-        May wait for subscribers' broadcasting to keep up. If it is cancelled, the event has either been published
-        or never will be.
+        ``publisher`` is the account that the event is charged to: when the journal is full, the publisher that holds
+        most makes room. May wait for subscribers' broadcasting to keep up. If it is cancelled, the event has either
+        been published or never will be.
 
         Raises:
           InvalidTopic, InvalidEvent, TooLarge: it cannot be published as it is.
@@ -101,12 +102,14 @@ class Hub:
         """
         if isinstance(event, str):
             event = Event(event) if type is None else Event(event, type=type)
-        return (await self.publish_many(topic, [event], key=key))[0]
+        return (await self.publish_many(topic, [event], key=key, publisher=publisher))[0]
 
-    async def publish_many(self, topic: str, events: Iterable[Event], *, key: str | None = None) -> list[EventID]:
+    async def publish_many(
+        self, topic: str, events: Iterable[Event], *, key: str | None = None, publisher: str = ""
+    ) -> list[EventID]:
         """Publish several events of one topic at once, all or none: the cheap way for a busy publisher."""
         check_topic(topic)
-        drafts = [Draft(topic, event, key) for event in events]
+        drafts = [Draft(topic, event, key, publisher) for event in events]
         for draft in drafts:
             check_publishable(draft.event, draft.key)
         ids = await self._appended(self.journal.append, drafts)
@@ -114,7 +117,14 @@ class Hub:
         return ids
 
     async def publish_once(
-        self, topic: str, event: Event, idempotency_key: str, *, key: str | None = None, subject: str | None = None
+        self,
+        topic: str,
+        event: Event,
+        idempotency_key: str,
+        *,
+        key: str | None = None,
+        subject: str | None = None,
+        publisher: str = "",
     ) -> tuple[EventID, bool]:
         """Publish one event, unless the same was published to the topic under the same idempotency key before.
 
@@ -133,7 +143,7 @@ class Hub:
             and idempotency_key.isprintable()
         ):
             raise InvalidInput(f"an idempotency key is 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
-        draft = Draft(topic, event, key)
+        draft = Draft(topic, event, key, publisher)
         id, replayed = await self._appended(self.journal.append_once, draft, Once.of(subject, idempotency_key, draft))
         self._published += not replayed
         return id, replayed

@@ -20,11 +20,16 @@ life of the journal; it is newer than anything the journal gave; it is no cursor
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An event on its way into the journal. ``key`` names what it is the newest value of, if anything."""
+    """An event on its way into the journal.
+
+    ``key`` names what it is the newest value of, if anything. ``publisher`` is the account that what it takes up is
+    charged to; the empty name is that of all who have none of their own.
+    """
 
     topic: str
     event: Event
     key: str | None = None
+    publisher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,12 @@ class Record:
     topic: str
     frame: bytes
     key: str | None = None
+    publisher: str = ""
 
     @classmethod
     def write(cls, id: EventID, draft: Draft) -> Self:
         """The one place where an event of the journal becomes bytes."""
-        return cls(id, draft.topic, wire.encode(draft.event, id=str(id)), draft.key)
+        return cls(id, draft.topic, wire.encode(draft.event, id=str(id)), draft.key, draft.publisher)
 
 
 @dataclass(frozen=True, slots=True)

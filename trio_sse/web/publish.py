@@ -56,6 +56,7 @@ def add_routes(app: TrioSSE) -> None:
         topic = _topic_of_request()
         grant = app.grant(request)
         grant.check_publish(topic)
+        publisher = grant.publisher
         values = parameters(request)
         type, key = single(values, "event"), single(values, "key")
         if request.mimetype == CONTENT_TYPE:
@@ -68,7 +69,7 @@ def add_routes(app: TrioSSE) -> None:
                 )
             incoming = getattr(request, "incoming", None)
             assert isinstance(incoming, Incoming)
-            acknowledgements = _Acknowledgements(app.hub, topic, incoming, grant.expires_at)
+            acknowledgements = _Acknowledgements(app.hub, topic, incoming, grant.expires_at, publisher)
             await acknowledgements.begin()
             response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
             response.timeout = None
@@ -77,9 +78,11 @@ def add_routes(app: TrioSSE) -> None:
         event = Event(_text(body, request.mimetype), type=DEFAULT_TYPE if type is None else type)
         idempotency_key, replayed = _idempotency_key(), False
         if idempotency_key is None:
-            id = await app.hub.publish(topic, event, key=key)
+            id = await app.hub.publish(topic, event, key=key, publisher=publisher)
         else:
-            id, replayed = await app.hub.publish_once(topic, event, idempotency_key, key=key, subject=grant.subject)
+            id, replayed = await app.hub.publish_once(
+                topic, event, idempotency_key, key=key, subject=grant.subject, publisher=publisher
+            )
         response = _json({"id": str(id), "topic": topic, "subscribers": app.hub.subscribers(topic)}, 201)
         if replayed:
             response.headers[REPLAYED] = "true"
@@ -178,8 +181,8 @@ class _Acknowledgements(ResponseBody):
     the publisher's own connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
     """
 
-    def __init__(self, hub: Hub, topic: str, incoming: Incoming, expires_at: int | None) -> None:
-        self._hub, self._topic, self._incoming = hub, topic, incoming
+    def __init__(self, hub: Hub, topic: str, incoming: Incoming, expires_at: int | None, publisher: str) -> None:
+        self._hub, self._topic, self._incoming, self._publisher = hub, topic, incoming, publisher
         self._expiry = None if expires_at is None else Expiry(expires_at - time.time())
         self._decoder = Decoder(errors="strict")
         self._count = 0
@@ -252,7 +255,7 @@ class _Acknowledgements(ResponseBody):
         if not events:
             return None
         try:
-            ids = await self._hub.publish_many(self._topic, events)
+            ids = await self._hub.publish_many(self._topic, events, publisher=self._publisher)
         except TrioSSEError as error:
             self._fault = error
             return None
