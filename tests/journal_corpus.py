@@ -52,8 +52,7 @@ EVERYTHING = Retention(events=math.inf, seconds=math.inf, bytes=math.inf)
 WRITTEN_S, TOLD_S = 3600, 2 * 3600
 """When it was written, and when it is asked, in seconds after noon."""
 
-SECRET = "development key"
-FRESH = "the signing key of this journal, which nobody else has"
+KEY = "the signing key of this journal, which nobody else has"
 END = "end"
 """The topic of the newest event, and of the oldest."""
 
@@ -138,7 +137,7 @@ async def write(path: Path) -> None:
             clock.move(0.001)
             await hub.publish("keyed", f"value {number}" + "." * 50, key=f"cell {number % 4}")
         await hub.publish("room/1/chat", "hello")
-        await hub.journal.secret(SECRET, FRESH)
+        await hub.journal.signing_key(KEY)
         await hub.publish(END, "the newest")
         clock.move(60)
         hub.journal.position()
@@ -157,7 +156,7 @@ async def tell(path: Path) -> dict[str, Any]:
             "records": [_record(record) for record in records],
             "events": journal.statistics().events,
             "topics": journal.statistics().topics,
-            "secret": await journal.secret(SECRET, "another"),
+            "signing key": await journal.signing_key("another"),
             "newest": {topic: str(await journal.last_event_id(topic)) for topic in (*TOPICS, *FORGOTTEN, UNKNOWN, END)},
         }
         cursors = ["earliest", "nonsense", "1-1", f"{journal.born.ms}-0", ids[1], ids[len(ids) // 2], ids[-1]]

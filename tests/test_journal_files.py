@@ -26,8 +26,8 @@ EVENTS, EVENTS_LEFT = 200, 50
 """Of a journal that was closed, and of the life after that, which was killed."""
 
 PAGE = 4096
-DERIVED = (".lock", "-shm")
-"""What lies beside a journal and holds nothing: who has it, and an index that is made anew."""
+DERIVED = ("-shm",)
+"""What lies beside a journal and holds nothing: an index that is made anew."""
 
 WRITE = f"""
 import os, signal, sys, trio

@@ -16,7 +16,7 @@ import trio
 
 from trio_sse.errors import JournalError, JournalFull, JournalUnusable
 from trio_sse.event import ORIGIN, EventID
-from trio_sse.journal import Journal, database, disk, open_journal, read_secret, writer
+from trio_sse.journal import Journal, database, disk, open_journal, read_signing_key, writer
 from trio_sse.journal import sqlite as sqlite_journal
 from trio_sse.journal.writer import Change, Doomed, Held, Write, Writer
 from trio_sse.retention import Retention
@@ -253,14 +253,14 @@ async def test_an_event_survives_a_killed_process(url: str, tmp_path: Path) -> N
         assert data_of(await read_all(journal, "a")) == [str(n) for n in range(100)]
 
 
-async def test_a_secret_can_be_read_beside_the_server(url: str) -> None:
-    """The command line finds a secret while the journal is open elsewhere; where there is none, none."""
-    assert read_secret(url, "key") is None
+async def test_a_signing_key_can_be_read_beside_the_server(url: str) -> None:
+    """The command line finds it while the journal is open elsewhere; where there is none, none."""
+    assert read_signing_key(url) is None
     async with open_journal(url) as journal:
-        assert read_secret(url, "key") is None
-        await journal.secret("key", "s3cret")
-        assert read_secret(url, "key") == "s3cret"
-    assert read_secret("memory:", "key") is None
+        assert read_signing_key(url) is None
+        await journal.signing_key("s3cret")
+        assert read_signing_key(url) == "s3cret"
+    assert read_signing_key("memory:") is None
 
 
 @pytest.mark.parametrize("url", ["redis://localhost", "sqlite:", "sqlite::memory:", "memory:x", "", "journal.db"])

@@ -17,10 +17,10 @@ from rich.console import Console
 from . import server
 from .auth import Authority
 from .errors import TrioSSEError
-from .journal import read_secret
+from .journal import read_signing_key
 from .load.command import load
 from .settings import PREFIX, Settings, load_settings
-from .web import DEVELOPMENT_KEY, create_app
+from .web import create_app
 
 DEFAULT_BIND = "127.0.0.1:8000"
 DAY_S = 24 * 3600
@@ -117,10 +117,10 @@ def _signing_authority(settings: Settings, key_file: Path | None) -> Authority:
         return settings.authority(key_file.read_text())
     if settings.jwt_key is not None:
         return settings.authority(settings.jwt_key.get_secret_value())
-    key = read_secret(settings.journal, DEVELOPMENT_KEY)
+    key = read_signing_key(settings.journal)
     if key is None:
         raise click.ClickException(
             f"there is no key yet: set {PREFIX}JWT_KEY, or start the server once, which in development mode keeps "
-            f"a key in its SQLite journal (this one is {settings.journal})"
+            f"a key beside its SQLite journal (this one is {settings.journal})"
         )
     return settings.authority(key)

@@ -8,12 +8,12 @@ from contextlib import AbstractAsyncContextManager
 
 from ..errors import JournalUnusable
 from ..retention import Retention
-from . import database
+from . import file, signing_key
 from .contract import Floors, Follower, Journal, JournalStatistics, Page
 from .memory import open_memory
 from .sqlite import open_sqlite
 
-__all__ = ["Floors", "Follower", "Journal", "JournalStatistics", "Page", "open_journal", "read_secret"]
+__all__ = ["Floors", "Follower", "Journal", "JournalStatistics", "Page", "open_journal", "read_signing_key"]
 
 
 def open_journal(
@@ -31,11 +31,15 @@ def open_journal(
     if kind == "memory" and not path:
         return open_memory(retention, clock)
     if kind == "sqlite" and path not in ("", ":memory:"):
-        return open_sqlite(database.where(path), retention, clock)
+        return open_sqlite(path, retention, clock)
     raise JournalUnusable(f"there is no journal {url!r}: use memory: or sqlite:PATH")
 
 
-def read_secret(url: str, name: str) -> str | None:
-    """A secret (:meth:`Journal.secret`) of a journal that may be open elsewhere; none when there is none."""
+def read_signing_key(url: str) -> str | None:
+    """The key (:meth:`Journal.signing_key`) of a journal that may be open elsewhere; none when there is none.
+
+    Raises:
+      JournalUnusable: it cannot be read.
+    """
     kind, _, path = url.partition(":")
-    return database.read_secret(path, name) if kind == "sqlite" and path else None
+    return signing_key.read(file.resolve(path)) if kind == "sqlite" and path else None

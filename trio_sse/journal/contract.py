@@ -166,8 +166,20 @@ class Journal(abc.ABC):
         """How much is held now."""
 
     @abc.abstractmethod
-    async def secret(self, name: str, fresh: str) -> str:
-        """A value kept as long as the journal itself: ``fresh`` the first time, the same ever after."""
+    async def signing_key(self, fresh: str) -> str:
+        """A key kept as long as the journal itself, and not in it: ``fresh`` the first time, then the same.
+
+        Raises:
+          JournalUnusable, JournalError: it can be neither found nor kept.
+        """
+
+    @abc.abstractmethod
+    async def forget_signing_key(self) -> None:
+        """Keep that key no longer.
+
+        Raises:
+          JournalUnusable, JournalError: it cannot be removed.
+        """
 
     # -- what they share ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The file of a SQLite journal: its lock, its schema, whether it is sound, and how it is read. Every call blocks.
+"""The database of a SQLite journal: its schema, whether it is sound, and how it is read. Every call blocks.
 
 An ID is one integer here (:meth:`EventID.packed`), and is the row's own ID: inserting in order is appending.
 
@@ -9,12 +9,10 @@ is damaged, or somebody else's, or from a later version, stays as it is, to the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import heapq
 import json
 import os
 import re
-import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
 from .contract import FORGOTTEN, MERGED_TOPICS, Floors, Page
+from .file import JournalFile
 
 APPLICATION_ID = 0x74735345  # "tsSE", in the file's header (PRAGMA application_id)
 HIGHEST = (1 << 63) - 1
@@ -66,71 +65,35 @@ SCHEMA = (
 
 VERSION = len(SCHEMA)
 
+OLD_KEY = "secret development key"
+"""The name under which versions before the key had a file of its own kept it in ``meta``."""
+
 META = ("born", "coarse_floor", "position")
 """What every journal says of itself, each a packed ID or position."""
 
 _NUMBER = re.compile("[0-9]{1,19}")
 
 
-# -- having it to ourselves ------------------------------------------------------------------------------------------
-
-
-class Locked(JournalUnusable):
-    """Another process has the journal."""
-
-
-def where(path: str) -> str:
-    """Where the file is, if the path is a link: its lock and its log are there too, whatever else leads to it."""
-    return os.path.realpath(path) if Path(path).is_symlink() else path
-
-
-def lock(path: str) -> int:
-    """Make the journal ours, until the file that is returned is closed.
-
-    Raises:
-      Locked: another process has it. JournalUnusable: it cannot be had at all.
-    """
-    try:
-        file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise JournalUnusable(f"the journal {path} cannot be used: {error.strerror or error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(OSError):  # a full disk is no reason not to begin
-            os.ftruncate(file, 0)
-            os.pwrite(file, b"%d\n" % os.getpid(), 0)
-    except OSError as error:
-        owner = os.read(file, 32).decode(errors="replace").strip() or "unknown"
-        os.close(file)
-        if not isinstance(error, BlockingIOError):
-            raise JournalUnusable(f"the journal {path} cannot be locked: {error.strerror or error}") from error
-        raise Locked(
-            f"the journal {path} is in use by process {owner}: an embedded journal serves one worker; "
-            "stop that one, or name another file in TRIO_SSE_JOURNAL"
-        ) from None
-    return file
-
-
 # -- opening it ------------------------------------------------------------------------------------------------------
 
 
-def open_to_write(path: str, position: EventID) -> sqlite3.Connection:
-    """Open the file, made when it is missing or empty, and bring its schema up to date.
+def open_to_write(file: JournalFile, position: EventID) -> sqlite3.Connection:
+    """Open the file, made when it is empty, and bring its schema up to date.
 
     ``position`` is where a journal that is made now is born.
 
     Raises:
       JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error, OSError: it cannot be had.
     """
-    version = 0 if _is_missing(path) else _check(path)
+    version = 0 if file.empty else check(file.path)
     if not version:
-        _make(path, position)
+        _make(file, position)
         version = VERSION
-    db = connect(path)
+    db = connect(file.path)
     try:
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise JournalUnusable(f"the journal {path} cannot be used: its file system has no shared memory")
+            raise JournalUnusable(f"the journal {file.path} cannot be used: its file system has no shared memory")
         with transaction(db):
             _upgrade(db, version)
             # A file that cannot be written must fail here, not at the first event.
@@ -141,35 +104,15 @@ def open_to_write(path: str, position: EventID) -> sqlite3.Connection:
     return db
 
 
-def _is_missing(path: str) -> bool:
-    """Whether there is no journal yet. An empty file is none, but beside a log that is not it was one."""
-    file, log = Path(path), Path(f"{path}-wal")
-    if file.exists() and file.stat().st_size:
-        return False
-    if log.exists() and log.stat().st_size:
-        what = "empty" if file.exists() else "missing"
-        raise JournalUnusable(
-            f"the journal {path} is {what}, and its log {log} is not: restore the one, or remove the other"
-        )
-    return True
-
-
-def _make(path: str, position: EventID) -> None:
+def _make(file: JournalFile, position: EventID) -> None:
     """Make a journal elsewhere, and put it there when it is whole: to be killed while making it leaves none."""
-    place = Path(path).resolve()
-    making = place.with_name(place.name + ".making")
-    for suffix in ("", "-journal", "-wal", "-shm"):  # of who was
-        making.with_name(making.name + suffix).unlink(missing_ok=True)
-    with contextlib.closing(connect(str(making))) as db:
+    with file.made_anew() as making, contextlib.closing(connect(making)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         with transaction(db):
             _upgrade(db, 0)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             for name in META:
                 db.execute("INSERT INTO meta VALUES (?, ?)", (name, str(position.packed())))
-    if place.exists():  # and is empty: who made it has said who may read it
-        shutil.copymode(place, making)
-    making.replace(place)
 
 
 def _upgrade(db: sqlite3.Connection, version: int) -> None:
@@ -179,12 +122,13 @@ def _upgrade(db: sqlite3.Connection, version: int) -> None:
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _check(path: str) -> int:
-    """The version of a file's schema, 0 if there is nothing in it; what is found wrong is left as it is."""
-    if Path(path).is_dir():
-        raise JournalUnusable(f"the journal {path} is a directory: name a file in it")
-    uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)) as db:
+def check(path: str, *, options: str = "") -> int:
+    """The version of a file's schema, 0 if there is nothing in it; what is found wrong is left as it is.
+
+    Raises:
+      JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be read.
+    """
+    with contextlib.closing(connect_to_read(path, options)) as db:
         application, version = (
             int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
         )
@@ -221,6 +165,12 @@ def _fault(db: sqlite3.Connection, version: int) -> str | None:
     return None
 
 
+def connect_to_read(path: str, options: str = "") -> sqlite3.Connection:
+    """A connection that cannot write; ``options`` are more of SQLite's for a URI."""
+    uri = f"file:{quote(os.fsencode(path))}?mode=ro{options}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)
+
+
 def connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(Path(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S)
     db.execute("PRAGMA synchronous = NORMAL")
@@ -244,16 +194,17 @@ def meta(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0])
 
 
-def read_secret(path: str, name: str) -> str | None:
-    """A secret kept in a journal's file, which another process may be serving; none when there is none."""
-    if not Path(path).exists():
-        return None
-    with contextlib.closing(connect(path)) as db:
-        try:
-            row = db.execute("SELECT value FROM meta WHERE name = ?", (f"secret {name}",)).fetchone()
-        except sqlite3.Error:
-            return None
+def old_key(db: sqlite3.Connection) -> str | None:
+    """The development key, if the file is of a version that kept it in there."""
+    row = db.execute("SELECT value FROM meta WHERE name = ?", (OLD_KEY,)).fetchone()
     return None if row is None else str(row[0])
+
+
+def forget_old_key(db: sqlite3.Connection) -> None:
+    """Remove the development key, so that no byte of it is left in the file or its log."""
+    with transaction(db):
+        db.execute("DELETE FROM meta WHERE name = ?", (OLD_KEY,))
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 # -- reading it ------------------------------------------------------------------------------------------------------

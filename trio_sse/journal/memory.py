@@ -36,7 +36,7 @@ class MemoryJournal(Journal):
         self._ages = Ages()
         self._lost: deque[tuple[_Kept, str | None, EventID]] = deque()
         self._once: dict[tuple[str | None, str, str], tuple[bytes, EventID]] = {}
-        self._secrets: dict[str, str] = {}
+        self._signing_key: str | None = None
 
     async def append(self, drafts: Sequence[Draft]) -> list[EventID]:
         await self.wait_room()
@@ -88,9 +88,14 @@ class MemoryJournal(Journal):
         shelf = self._shelf
         return JournalStatistics(shelf.events, shelf.bytes, len(self._kept) - len(self._empty), shelf.newest())
 
-    async def secret(self, name: str, fresh: str) -> str:
+    async def signing_key(self, fresh: str) -> str:
         await trio.lowlevel.checkpoint()
-        return self._secrets.setdefault(name, fresh)
+        self._signing_key = self._signing_key or fresh
+        return self._signing_key
+
+    async def forget_signing_key(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._signing_key = None
 
     def _append(self, drafts: Sequence[Draft]) -> list[EventID]:
         records = self.write(drafts)

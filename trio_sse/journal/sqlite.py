@@ -15,8 +15,8 @@ was away for longer, over a connection of its own, a page in one short transacti
 because an open reader keeps the WAL growing. A record that several readers hold is in memory once, and the more they
 hold together, the shorter their pages.
 
-The file belongs to one process: a lock on ``PATH.lock`` says so, and it is waited for a little, because who had it may
-be on its way out.
+The file belongs to one process: a lock on it says so, and it is waited for a little, because who had it may be on its
+way out.
 
 A position is a promise too: no event to come stands before one that was given. So that the promise outlives ``kill -9``
 and a clock that goes back, the file says up to where positions may be given; that is renewed before it is reached, and
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import sqlite3
 import time
@@ -45,8 +44,9 @@ from ..event import ORIGIN, EventID
 from ..record import Draft, Once
 from ..retention import Retention
 from ..topic import Selector
-from . import database
+from . import database, file, signing_key
 from .contract import PAGE_BYTES, Journal, JournalStatistics, Page
+from .file import JournalFile
 from .shared import Shared
 from .shelf import Shelf
 from .writer import INDEX_BYTES, Change, Write, Writer
@@ -86,28 +86,31 @@ async def open_sqlite(
     Raises:
       JournalUnusable: another process has it, it is no journal of ours, or it cannot be read and written.
     """
-    lock = await _lock(path)
-    try:
-        journal = SQLiteJournal(path, retention, clock)
+    with await _hold(file.resolve(path)) as held:
+        journal = SQLiteJournal(held, retention, clock)
         try:
             await trio.to_thread.run_sync(journal.open)
+            if exposed := held.exposed():
+                log.warning(
+                    "other users may open %s: they can read the events, and block the next start with a lock; "
+                    "chmod 600 leaves it to its owner",
+                    " and ".join(exposed),
+                )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(journal.run)
                 yield journal
                 nursery.cancel_scope.cancel()
         finally:
             await journal.close()
-    finally:
-        os.close(lock)
 
 
-async def _lock(path: str) -> int:
-    """The file whose lock says that the journal is ours."""
+async def _hold(path: str) -> JournalFile:
+    """The file, which is ours."""
     deadline = trio.current_time() + LOCK_S
     while True:
         try:
-            return database.lock(path)
-        except database.Locked:
+            return JournalFile(path)
+        except file.Locked:
             if trio.current_time() >= deadline:
                 raise
         await trio.sleep(LOCK_S / 20)
@@ -132,10 +135,10 @@ class _Append:
 class SQLiteJournal(Journal):
     """Events in a file, the newest of them in memory too."""
 
-    def __init__(self, path: str, retention: Retention, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, held: JournalFile, retention: Retention, clock: Callable[[], float] = time.time) -> None:
         super().__init__(retention, clock)
-        self._path = path
-        self._writer = Writer(path, retention)
+        self._path = held.path
+        self._writer = Writer(held, retention)
         self._reader: sqlite3.Connection | None = None  # none before it is opened, and when it is closed
         self._writing, self._reading = trio.Lock(), trio.Lock()
         self._send, self._receive = trio.open_memory_channel[_Append](0)
@@ -311,9 +314,29 @@ class SQLiteJournal(Journal):
     def statistics(self) -> JournalStatistics:
         return self._statistics
 
-    async def secret(self, name: str, fresh: str) -> str:
+    async def signing_key(self, fresh: str) -> str:
+        """As the contract says; it is in a file beside the journal, where versions before had it in the journal."""
         async with self._writing:
-            return await _in_thread("write", self._writer.secret, name, fresh)
+            return await _in_thread("write", self._keep_key, fresh)
+
+    def _keep_key(self, fresh: str) -> str:
+        before = database.old_key(self._writer.db)
+        key = signing_key.read(self._path)
+        if key is None:
+            key = before or fresh
+            signing_key.keep(self._path, key)
+        if before is not None:
+            database.forget_old_key(self._writer.db)
+        return key
+
+    async def forget_signing_key(self) -> None:
+        async with self._writing:
+            await _in_thread("write", self._forget_key)
+
+    def _forget_key(self) -> None:
+        signing_key.forget(self._path)
+        if database.old_key(self._writer.db) is not None:
+            database.forget_old_key(self._writer.db)
 
 
 def _may_pass(error: sqlite3.Error) -> bool:

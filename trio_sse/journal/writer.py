@@ -22,6 +22,7 @@ from ..record import Once, Record
 from ..retention import Ages, Limits, Retention
 from . import database, disk
 from .contract import MAX_EMPTY_TOPICS, MAX_LOST, MAX_TOPICS, JournalStatistics
+from .file import JournalFile
 from .keys import Keys
 
 LOOKS = 1_000
@@ -89,9 +90,10 @@ class Held:
 class Writer:
     """A journal's file, to be written to."""
 
-    def __init__(self, path: str, retention: Retention) -> None:
-        self._path = path
-        self._places = [Path(path + suffix).absolute() for suffix in ("", "-wal")]
+    def __init__(self, file: JournalFile, retention: Retention) -> None:
+        self._file = file
+        self._path = file.path
+        self._places = [Path(file.path + suffix) for suffix in ("", "-wal")]
         self._files: list[tuple[int, int]] = []
         self._retention = retention
         self._db: sqlite3.Connection | None = None
@@ -113,7 +115,7 @@ class Writer:
         Raises:
           JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be had.
         """
-        self._db = db = database.open_to_write(self._path, position)
+        self._db = db = database.open_to_write(self._file, position)
         self._keys = Keys(db)
         self._load()
         self._files = self._find_files()
@@ -147,12 +149,6 @@ class Writer:
     def statistics(self) -> JournalStatistics:
         """How much the file holds; the newest ID it does not know."""
         return JournalStatistics(self._events, self._bytes, len(self._topics) - len(self._empty), None)
-
-    def secret(self, name: str, fresh: str) -> str:
-        with database.transaction(self.db):
-            self.db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (f"secret {name}", fresh))
-            query = "SELECT value FROM meta WHERE name = ?"
-            return str(self.db.execute(query, (f"secret {name}",)).fetchone()[0])
 
     # -- one transaction ----------------------------------------------------------------------------------
 

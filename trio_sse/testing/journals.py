@@ -303,11 +303,12 @@ class JournalContract:
         async with self.open() as journal:
             assert await journal.floor(parse_selectors(["a"])) == journal.born > EventID(int(NOON * 1000) - 1, 9)
 
-    async def test_a_secret_stays_the_same(self) -> None:
-        """The first value is kept."""
+    async def test_a_signing_key_stays_until_it_is_forgotten(self) -> None:
+        """The first one is kept."""
         async with self.open() as journal:
-            assert await journal.secret("key", "first") == "first"
-            assert await journal.secret("key", "second") == "first"
+            for key in ("first", "second"):
+                assert [await journal.signing_key(key), await journal.signing_key("other")] == [key, key]
+                await journal.forget_signing_key()
 
     # -- publishing once ----------------------------------------------------------------------------------
 

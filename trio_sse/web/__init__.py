@@ -30,7 +30,6 @@ from .connection import HTTPConnection, Request, answering
 from .limits import Limits, check_admitted
 from .websocket import NoWebSocket
 
-DEVELOPMENT_KEY = "development key"
 NOT_OPEN = "the hub is not open: it opens when the server starts the application's lifespan"
 CORS_AGE = timedelta(hours=1)
 
@@ -176,9 +175,10 @@ class TrioSSE(QuartTrio):
         key = self.settings.jwt_key
         if key is not None:
             self._authority = self.settings.authority(key.get_secret_value())
+            await hub.journal.forget_signing_key()
         else:
-            fresh = secrets.token_urlsafe(48)
-            self._authority = self.settings.authority(await hub.journal.secret(DEVELOPMENT_KEY, fresh))
+            key_of_its_own = await hub.journal.signing_key(secrets.token_urlsafe(48))
+            self._authority = self.settings.authority(key_of_its_own)
             log.warning(
                 "trio_sse runs in DEVELOPMENT MODE: anyone may read and publish every public topic, because "
                 "%sJWT_KEY is not set",
