@@ -42,6 +42,10 @@ PROMISES = [
     "A herd",
     "A full disk",
     "A bad file",
+    "One hub for a journal",
+    "A journal's files",
+    "An older journal",
+    "A copy",
     "nginx in front",
 ]
 

@@ -1,4 +1,4 @@
-"""The command line: ``trio-sse serve``, ``trio-sse token`` and ``trio-sse load``."""
+"""The command line: ``trio-sse serve``, ``trio-sse token``, ``trio-sse backup`` and ``trio-sse load``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from typing import Any
 import click
 import trio
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from . import server
 from .auth import Authority
 from .errors import TrioSSEError
-from .journal import read_signing_key
+from .journal import back_up, read_signing_key
 from .load.command import load
 from .settings import PREFIX, Settings, load_settings
 from .web import create_app
 
 DEFAULT_BIND = "127.0.0.1:8000"
 DAY_S = 24 * 3600
+
+SOON_S = 1.0
+"""Seconds after which a person is shown how far a copy has come. Most are made by then."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -124,3 +128,29 @@ def _signing_authority(settings: Settings, key_file: Path | None) -> Authority:
             f"a key beside its SQLite journal (this one is {settings.journal})"
         )
     return settings.authority(key)
+
+
+@main.command()
+@click.argument("target", metavar="PATH", type=click.Path())
+def backup(target: str) -> None:
+    """Copy the journal to a new file, also while a server serves it.
+
+    The copy is whole, of one instant, and its owner's alone. docs/delivery.md says how to put it back. The signing key
+    of development mode is not in it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind either
+    settings = load_settings()
+    began = time.monotonic()
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", visible=False)
+
+        def tell(copied: int, whole: int) -> None:
+            progress.update(task, completed=copied, total=whole, visible=time.monotonic() - began >= SOON_S)
+
+        try:
+            size = back_up(settings.journal, target, tell)
+        except TrioSSEError as error:
+            raise click.ClickException(str(error)) from None
+    click.echo(f"{target}: {size} bytes")

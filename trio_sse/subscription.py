@@ -109,7 +109,7 @@ class Subscription:
         assert self.requested is not None, "who asks for nothing begins at this moment, and is located"
         if self.requested == EARLIEST:
             page = await self._read(ORIGIN)
-            self._begin(page, _resumed_from(page, ORIGIN))
+            self._begin(page, _resumed_from(page, ORIGIN, self.desk.journal.born))
         else:
             await self._locate_cursor(self.requested)
         self.located = True
@@ -118,10 +118,11 @@ class Subscription:
     async def _locate_cursor(self, requested: str) -> None:
         cursor, reason = self._judge(requested)
         page = await self._read(cursor)
-        if reason is None and self._floors(page).highest > cursor:
-            reason = "restarted" if cursor < self.desk.journal.born else "trimmed"
+        born = self.desk.journal.born
+        if reason is None and (cursor < born or self._floors(page).highest > cursor):
+            reason = "restarted" if cursor < born else "trimmed"
         if reason is not None:
-            cursor = _resumed_from(page, cursor)
+            cursor = _resumed_from(page, cursor, born)
             self._ready.append(Gap(requested[:64], cursor, reason))
         self._begin(page, cursor)
 
@@ -268,7 +269,7 @@ class Subscription:
             if self._gathered:  # its place is behind what was gathered: that goes first, and this is read again
                 self._more, self._gathering = True, False
                 return
-            self._ready.append(Gap(str(read), _resumed_from(page, read), "trimmed"))
+            self._ready.append(Gap(str(read), _resumed_from(page, read, self.desk.journal.born), "trimmed"))
         self._told = floors
         self._absorb(page)
         if self._outlet is None:
@@ -358,12 +359,13 @@ class Subscription:
             raise StopAsyncIteration from None
 
 
-def _resumed_from(page: Page, cursor: EventID) -> EventID:
+def _resumed_from(page: Page, cursor: EventID, born: EventID) -> EventID:
     """The position that everything still kept after ``cursor`` follows.
 
-    That is the floor, unless another topic of the same subscriber keeps older records than that: those are
-    given too.
+    That is the floor, or where this life of the journal began, unless there are older records than that, of another
+    topic of the same subscriber or from the life before: those are given too.
     """
-    if page.records and page.records[0].id <= page.floor:
+    floor = max(page.floor, born)
+    if page.records and page.records[0].id <= floor:
         return max(cursor, EventID(page.records[0].id.ms, 0))
-    return max(cursor, page.floor)
+    return max(cursor, floor)

@@ -8,12 +8,12 @@ from contextlib import AbstractAsyncContextManager
 
 from ..errors import JournalUnusable
 from ..retention import Retention
-from . import file, signing_key
+from . import backup, file, signing_key
 from .contract import Floors, Follower, Journal, JournalStatistics, Page
 from .memory import open_memory
 from .sqlite import open_sqlite
 
-__all__ = ["Floors", "Follower", "Journal", "JournalStatistics", "Page", "open_journal", "read_signing_key"]
+__all__ = ["Floors", "Follower", "Journal", "JournalStatistics", "Page", "back_up", "open_journal", "read_signing_key"]
 
 
 def open_journal(
@@ -43,3 +43,15 @@ def read_signing_key(url: str) -> str | None:
     """
     kind, _, path = url.partition(":")
     return signing_key.read(file.resolve(path)) if kind == "sqlite" and path else None
+
+
+def back_up(url: str, target: str, tell: backup.Tell = lambda copied, whole: None) -> int:
+    """Copy a journal, which another process may be serving, to a new file (:func:`backup.back_up`); its size in bytes.
+
+    Raises:
+      JournalUnusable: it cannot be copied.
+    """
+    kind, _, path = url.partition(":")
+    if kind != "sqlite" or path in ("", ":memory:"):
+        raise JournalUnusable(f"the journal {url!r} is in no file: there is nothing to copy")
+    return backup.back_up(file.resolve(path), target, tell)

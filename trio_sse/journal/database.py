@@ -68,6 +68,9 @@ VERSION = len(SCHEMA)
 OLD_KEY = "secret development key"
 """The name under which versions before the key had a file of its own kept it in ``meta``."""
 
+COPIED = "copied"
+"""The name in ``meta`` that a copy has, until it is opened."""
+
 META = ("born", "coarse_floor", "position")
 """What every journal says of itself, each a packed ID or position."""
 
@@ -85,17 +88,18 @@ def open_to_write(file: JournalFile, position: EventID) -> sqlite3.Connection:
     Raises:
       JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error, OSError: it cannot be had.
     """
-    version = 0 if file.empty else check(file.path)
-    if not version:
+    found = 0 if file.empty else check(file.path)
+    if not found:
         _make(file, position)
-        version = VERSION
+        found = VERSION
     db = connect(file.path)
     try:
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise JournalUnusable(f"the journal {file.path} cannot be used: its file system has no shared memory")
         with transaction(db):
-            _upgrade(db, version)
+            _upgrade(db, found)
+            _begin_anew_if_copied(db, position)
             # A file that cannot be written must fail here, not at the first event.
             db.execute("UPDATE meta SET value = value WHERE name = 'position'")
     except BaseException:
@@ -122,34 +126,43 @@ def _upgrade(db: sqlite3.Connection, version: int) -> None:
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def check(path: str, *, options: str = "") -> int:
+def check(path: str) -> int:
     """The version of a file's schema, 0 if there is nothing in it; what is found wrong is left as it is.
 
     Raises:
       JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be read.
     """
-    with contextlib.closing(connect_to_read(path, options)) as db:
-        application, version = (
-            int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
-        )
-        tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if application != APPLICATION_ID and (tables or application or version):
-            raise JournalUnusable(f"{path} is another program's database: name another file")
-        if version > VERSION:
+    with contextlib.closing(connect_to_read(path)) as db:
+        found = version(db, path)
+        if told := fault(db, found):
             raise JournalUnusable(
-                f"the journal {path} has schema version {version}, and this trio_sse reads "
-                f"{VERSION}: use the trio_sse that wrote it, or name another file"
-            )
-        fault = _fault(db, version if tables else 0)
-        if fault is not None:
-            raise JournalUnusable(
-                f"the journal {path} is damaged ({fault}) and was left as it is: restore it from a backup, or name "
+                f"the journal {path} is damaged ({told}) and was left as it is: restore it from a backup, or name "
                 "another file"
             )
-        return version if tables else 0
+        return found
 
 
-def _fault(db: sqlite3.Connection, version: int) -> str | None:
+def version(db: sqlite3.Connection, path: str) -> int:
+    """The version of the schema, 0 if there is nothing in it.
+
+    Raises:
+      JournalUnusable: it is not ours, or from a later version.
+    """
+    application, found = (
+        int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
+    )
+    tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if application != APPLICATION_ID and (tables or application or found):
+        raise JournalUnusable(f"{path} is another program's database: name another file")
+    if found > VERSION:
+        raise JournalUnusable(
+            f"the journal {path} has schema version {found}, and this trio_sse reads "
+            f"{VERSION}: use the trio_sse that wrote it, or name another file"
+        )
+    return found if tables else 0
+
+
+def fault(db: sqlite3.Connection, version: int) -> str | None:
     """What is wrong with a journal of a version; none if it is sound."""
     (told,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if told != "ok":
@@ -165,9 +178,24 @@ def _fault(db: sqlite3.Connection, version: int) -> str | None:
     return None
 
 
-def connect_to_read(path: str, options: str = "") -> sqlite3.Connection:
-    """A connection that cannot write; ``options`` are more of SQLite's for a URI."""
-    uri = f"file:{quote(os.fsencode(path))}?mode=ro{options}"
+def mark_as_copy(db: sqlite3.Connection) -> None:
+    """Have the next that opens it know that events may have been kept since which it does not hold."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, 'yes')", (COPIED,))
+
+
+def _begin_anew_if_copied(db: sqlite3.Connection, position: EventID) -> None:
+    """Begin a new life in a copy: cursors from before ``position`` may have missed what is not in it."""
+    if not db.execute("DELETE FROM meta WHERE name = ?", (COPIED,)).rowcount:
+        return
+    (newest,) = db.execute("SELECT coalesce(max(id), 0) FROM record").fetchone()
+    behind = EventID(EventID.unpacked(newest).ms + 1, 0).packed()
+    born = max(position.packed(), behind, meta(db, "born"), meta(db, "position"), meta(db, "coarse_floor"))
+    db.execute("UPDATE meta SET value = ? WHERE name IN ('born', 'position')", (str(born),))
+
+
+def connect_to_read(path: str) -> sqlite3.Connection:
+    """A connection that cannot write."""
+    uri = f"file:{quote(os.fsencode(path))}?mode=ro"
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)
 
 
