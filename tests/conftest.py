@@ -262,9 +262,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
-    """Say loudly, behind everything but the closing line, what was not tested for want of a Debian package."""
+    """Say loudly, behind everything but the closing line, what was not tested for want of a package, or of root."""
     yield
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
-    for reason in sorted({reason for reason in reasons if "apt-get install" in reason}):
+    for reason in sorted({reason for reason in reasons if "apt-get install" in reason or "only root" in reason}):
         text = f"NOT TESTED ({reasons.count(reason)} tests): {reason.removeprefix('Skipped: ')}"
         terminalreporter.write_line(text, red=True, bold=True)

@@ -55,14 +55,14 @@ def refused(path: Path | str) -> str:
 def device(path: Path) -> None:
     """A node like /dev/null, which is nobody's but the test's."""
     if os.geteuid() != 0:
-        pytest.skip("NOT TESTED: only root can make a device node")
+        pytest.skip("only root can make a device node")
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
 
 
 def block_device(path: Path) -> None:
     """A node of a number that no driver has."""
     if os.geteuid() != 0:
-        pytest.skip("NOT TESTED: only root can make a device node")
+        pytest.skip("only root can make a device node")
     os.mknod(path, stat.S_IFBLK | 0o666, os.makedev(60, 255))
 
 
@@ -484,6 +484,17 @@ async def test_a_file_without_a_key_is_named(tmp_path: Path, content: bytes) -> 
         with pytest.raises(JournalUnusable, match=r"hub\.db\.key cannot be used: there is no key in it"):
             await journal.signing_key(KEY)
     assert (tmp_path / "hub.db.key").read_bytes() == content
+
+
+async def test_a_key_that_another_user_has_put_there_is_none(tmp_path: Path) -> None:
+    """That user would sign tokens with it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    (tmp_path / "hub.db.key").write_text(KEY)
+    os.chown(tmp_path / "hub.db.key", 65534, -1)
+    async with open_journal(f"sqlite:{tmp_path / 'hub.db'}") as journal:
+        with pytest.raises(JournalUnusable, match="another user's than the journal"):
+            await journal.signing_key("fresh")
 
 
 async def test_the_command_line_follows_no_link_to_a_key(tmp_path: Path) -> None:

@@ -188,9 +188,10 @@ def check(path: str) -> os.stat_result | None:
     Raises:
       JournalUnusable: it, or what lies beside it, can be no part of a journal.
     """
+    status = _check_plain("the journal", path)
     for end in BESIDE:
         _check_plain("the journal's own file", path + end)
-    return _check_plain("the journal", path)
+    return status
 
 
 def _has_log(path: str) -> bool:
@@ -205,7 +206,7 @@ def _bereft(path: str, what: str) -> JournalUnusable:
 
 
 def _check_plain(what: str, path: str) -> os.stat_result | None:
-    """Whether there is nothing, or a regular file with one name, in the folder that it seems to be in."""
+    """What is known of a regular file with one name, in the folder that it seems to be in; none if there is nothing."""
     try:
         file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -222,12 +223,7 @@ def _check_plain(what: str, path: str) -> os.stat_result | None:
                 f"{what} {path} has {status.st_nlink} names (hard links), and one log beside each: remove the others, "
                 "or name a copy"
             )
-        folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # noqa: PTH120
-        try:
-            mounted = _mount(file) != _mount(folder)
-        finally:
-            os.close(folder)
-        if mounted:
+        if _mount(file) != _mount_of_folder(path):
             raise JournalUnusable(
                 f"{what} {path} is mounted by itself, and its log would be left outside: mount the folder that it is in"
             )
@@ -246,6 +242,17 @@ def _mount(file: int) -> str | None:
     except OSError:
         return None
     return None if found is None else found[1]
+
+
+def _mount_of_folder(path: str) -> str | None:
+    try:
+        folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # noqa: PTH120
+    except OSError as error:
+        raise JournalUnusable(f"the folder of {path} cannot be used: {error.strerror or error}") from error
+    try:
+        return _mount(folder)
+    finally:
+        os.close(folder)
 
 
 def _look(path: str) -> os.stat_result | None:

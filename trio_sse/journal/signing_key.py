@@ -1,7 +1,8 @@
 """The key that development mode signs with, in a file of its own beside a SQLite journal.
 
 It is no part of the journal, so it is in no copy of the journal, and can be forgotten without a trace in the database.
-It is written by who holds the journal, and may be read by others of the same user. Every call blocks.
+It is written by who holds the journal, and may be read by others of the same user. A file that another user has put
+there before is no key: that user would know it. Every call blocks.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ def read(journal: str) -> str | None:
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
     with os.fdopen(file, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
             raise _unusable(path, "it is no regular file")
+        if Path(journal).exists() and status.st_uid != Path(journal).stat().st_uid:
+            raise _unusable(path, "it is another user's than the journal")
         key = opened.read(MOST_BYTES).strip()
     if not key.isascii() or not key:
         raise _unusable(path, "there is no key in it")

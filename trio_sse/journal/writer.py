@@ -119,7 +119,7 @@ class Writer:
         self._keys = Keys(db)
         self._load()
         self._files = self._find_files()
-        self._index = os.open(f"{self._path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        self._index = os.open(f"{self._path}-shm", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._look_for_room()
         born = database.meta(db, "born")
         floors = [self._coarse_floor, *(held.floor for held in self._topics.values())]
