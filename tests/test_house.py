@@ -17,7 +17,8 @@ ROOT = Path(trio_sse.__file__).parent
 FLOORS = {
     "errors": 0, "event": 1, "wire": 2, "record": 3,
     "topic": 1, "auth": 2, "retention": 2, "settings": 3, "latest": 4,
-    "seldom": 10, "background": 10, "client": 10, "journal": 11, "broadcast": 12, "ticker": 13, "expiry": 13,
+    "seldom": 10, "background": 10, "client": 10, "turns": 10, "journal": 11, "broadcast": 12, "ticker": 13,
+    "expiry": 13,
     "subscription": 14, "hub": 15,
     "server": 20, "foreign": 21, "stream": 22, "web": 23,
     "load": 29, "app": 30, "cli": 30, "testing": 30, "": 31, "__main__": 32,

@@ -35,6 +35,10 @@ MAX_KEY = 256
 MAX_IDEMPOTENCY_KEY = 255
 """Most characters, all of them printable ASCII, in what names one publication."""
 
+MAX_TOGETHER, MAX_TOGETHER_BYTES = 1_000, 4 * 1024 * 1024
+"""Most events that are published at once, and most bytes of data in them: one transaction of about 20 ms, for which all
+other publishers wait."""
+
 WATCH_S = 1.0
 """Between two events whose latency is measured, at least so many seconds."""
 
@@ -107,11 +111,23 @@ class Hub:
     async def publish_many(
         self, topic: str, events: Iterable[Event], *, key: str | None = None, publisher: str = ""
     ) -> list[EventID]:
-        """Publish several events of one topic at once, all or none: the cheap way for a busy publisher."""
+        """Publish several events of one topic at once, all or none: the cheap way for a busy publisher.
+
+        Raises:
+          TooLarge: they are more than 1,000, or hold more than 4 MiB of data. Otherwise as :meth:`publish`.
+        """
         check_topic(topic)
-        drafts = [Draft(topic, event, key, publisher) for event in events]
-        for draft in drafts:
-            check_publishable(draft.event, draft.key)
+        drafts: list[Draft] = []
+        size = 0
+        for event in events:
+            check_publishable(event, key)
+            drafts.append(Draft(topic, event, key, publisher))
+            size += len(event.data)
+            if len(drafts) > MAX_TOGETHER or size > MAX_TOGETHER_BYTES:
+                raise TooLarge(
+                    f"more than {MAX_TOGETHER} events, or {MAX_TOGETHER_BYTES} bytes of data, are too much for one "
+                    "call, for which all other publishers wait: publish them in several"
+                )
         ids = await self._appended(self.journal.append, drafts)
         self._published += len(ids)
         return ids

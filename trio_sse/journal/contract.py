@@ -48,8 +48,16 @@ BACKLOG_BYTES = 1024 * 1024
 MERGED_TOPICS = 64
 """Up to so many topics are read one by one and merged; more, along the journal."""
 
+COST_BYTES = 2048
+"""Bytes of data that take about as long to keep as one event more."""
+
 PAGE_BYTES = 1024 * 1024
 """Most bytes of frames in one page, beyond its first record."""
+
+
+def cost_of(drafts: Sequence[Draft]) -> int:
+    """How long it takes to keep these, in events."""
+    return len(drafts) + sum(len(draft.event.data) for draft in drafts) // COST_BYTES
 
 
 class Floors:
@@ -235,8 +243,12 @@ class Journal(abc.ABC):
     async def wait_room(self) -> None:
         """Wait until no follower is far behind. Always a checkpoint."""
         await trio.lowlevel.checkpoint()
-        while behind := [follower for follower in self.followers if follower.backlog > BACKLOG_BYTES]:
-            await behind[0].drained.wait()
+        while (behind := self.behind()) is not None:
+            await behind.drained.wait()
+
+    def behind(self) -> Follower | None:
+        """A follower that is far behind, if there is one."""
+        return next((follower for follower in self.followers if follower.backlog > BACKLOG_BYTES), None)
 
 
 class Follower:

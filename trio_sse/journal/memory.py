@@ -20,7 +20,18 @@ from ..event import EventID
 from ..record import Draft, Once, Record
 from ..retention import Ages, Limits, Retention
 from ..topic import Selector
-from .contract import MAX_EMPTY_TOPICS, MAX_LOST, MAX_ONCE, MAX_TOPICS, REUSED, Journal, JournalStatistics, Page
+from ..turns import Gate
+from .contract import (
+    MAX_EMPTY_TOPICS,
+    MAX_LOST,
+    MAX_ONCE,
+    MAX_TOPICS,
+    REUSED,
+    Journal,
+    JournalStatistics,
+    Page,
+    cost_of,
+)
 from .shelf import Shelf, Topic
 
 
@@ -37,13 +48,14 @@ class MemoryJournal(Journal):
         self._lost: deque[tuple[_Kept, str | None, EventID]] = deque()
         self._once: dict[tuple[str | None, str, str], tuple[bytes, EventID]] = {}
         self._signing_key: str | None = None
+        self._gate = Gate(1)  # to the room that followers have left
 
     async def append(self, drafts: Sequence[Draft]) -> list[EventID]:
-        await self.wait_room()
+        await self._turn(drafts)
         return self._append(drafts)
 
     async def append_once(self, draft: Draft, once: Once) -> tuple[EventID, bool]:
-        await self.wait_room()
+        await self._turn([draft])
         name = (once.subject, draft.topic, once.key)
         body, id = self._once.get(name, (b"", self.born))
         if body and id >= self.knows_key_since(self.now_ms()):
@@ -56,6 +68,13 @@ class MemoryJournal(Journal):
         if len(self._once) > MAX_ONCE:
             del self._once[next(iter(self._once))]
         return id, False
+
+    async def _turn(self, drafts: Sequence[Draft]) -> None:
+        """Wait until no follower is far behind, and publishers that waited longer have had their turn."""
+        await trio.lowlevel.checkpoint()
+        if self.behind() is not None or self._gate.waiting:
+            async with self._gate.turn(drafts[0].publisher if drafts else "", cost_of(drafts)):
+                await self.wait_room()
 
     async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
         await trio.lowlevel.checkpoint()

@@ -25,26 +25,26 @@ the next life begins there.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from .. import seldom
-from ..errors import JournalError, JournalFull, JournalUnusable, TrioSSEError
+from ..errors import JournalError, JournalFull, JournalUnusable
 from ..event import ORIGIN, EventID
 from ..record import Draft, Once
 from ..retention import Retention
 from ..topic import Selector
 from . import database, file, signing_key
+from .appends import Append, Appends
 from .contract import PAGE_BYTES, Journal, JournalStatistics, Page
 from .file import JournalFile
 from .shared import Shared
@@ -59,9 +59,6 @@ REPLAY_BYTES, SHORT_PAGE_BYTES = 64 * 1024 * 1024, 16 * 1024
 
 AHEAD_MS = 4_000
 """How far ahead positions are allowed to be given; it is renewed when half of it is over, with the next transaction."""
-
-COMMIT_BYTES = 1024 * 1024
-"""Most bytes of events that one transaction takes beyond its first append."""
 
 LOCK_S = 2.0
 """So long a process that holds the journal is waited for: a worker whose parent was killed has a second to end."""
@@ -116,22 +113,6 @@ async def _hold(path: str) -> JournalFile:
         await trio.sleep(LOCK_S / 20)
 
 
-@dataclass(eq=False, slots=True)
-class _Append:
-    """A publisher that waits for its events to be committed."""
-
-    drafts: Sequence[Draft]
-    once: Once | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-    ids: list[EventID] = field(default_factory=list)
-    replayed: bool = False
-    error: TrioSSEError | None = None
-
-    @property
-    def size(self) -> int:
-        return sum(len(draft.event.data) for draft in self.drafts)
-
-
 class SQLiteJournal(Journal):
     """Events in a file, the newest of them in memory too."""
 
@@ -141,7 +122,7 @@ class SQLiteJournal(Journal):
         self._writer = Writer(held, retention)
         self._reader: sqlite3.Connection | None = None  # none before it is opened, and when it is closed
         self._writing, self._reading = trio.Lock(), trio.Lock()
-        self._send, self._receive = trio.open_memory_channel[_Append](0)
+        self._appends = Appends()
         self._shelf = Shelf(ORIGIN)
         self._replayed = Shared()
         self._statistics = JournalStatistics(0, 0, 0, None)
@@ -192,26 +173,19 @@ class SQLiteJournal(Journal):
     async def run(self) -> None:
         """Commit what publishers append, until cancelled; what was taken by then is still answered."""
         try:
-            with self._receive:
-                async for first in self._receive:
-                    await self._commit(self._take_more(first))
-                    await self.wait_room()
+            while True:
+                await self._commit(await self._appends.take())
+                await self.wait_room()
         except Exception:
             self.broken = True
             raise
         except SystemExit as error:  # of the thread: it is no order to end this process
             self.broken = True
             raise RuntimeError(f"the thread that writes to the journal ended: {error!r}") from None
+        finally:
+            self._appends.close()
 
-    def _take_more(self, first: _Append) -> list[_Append]:
-        appends, size = [first], first.size
-        with contextlib.suppress(trio.WouldBlock):
-            while size < COMMIT_BYTES:
-                appends.append(self._receive.receive_nowait())
-                size += appends[-1].size
-        return appends
-
-    async def _commit(self, appends: Sequence[_Append]) -> None:
+    async def _commit(self, appends: Sequence[Append]) -> None:
         writes = [Write(self.write(append.drafts), append.once) for append in appends]
         error: JournalError | None = JournalError("the journal broke, and is opened anew: try again in a moment")
         try:
@@ -263,22 +237,12 @@ class SQLiteJournal(Journal):
 
     async def append(self, drafts: Sequence[Draft]) -> list[EventID]:
         """As the contract says; if it is cancelled while the transaction runs, the drafts may be kept."""
-        return (await self._appended(_Append(drafts))).ids
+        return (await self._appends.wait(Append(drafts))).ids
 
     async def append_once(self, draft: Draft, once: Once) -> tuple[EventID, bool]:
         """As the contract says; if it is cancelled while the transaction runs, the draft may be kept, under its key."""
-        append = await self._appended(_Append([draft], once))
+        append = await self._appends.wait(Append([draft], once))
         return append.ids[0], append.replayed
-
-    async def _appended(self, append: _Append) -> _Append:
-        try:
-            await self._send.send(append)
-        except trio.BrokenResourceError:
-            raise JournalError("the journal is closed") from None
-        await append.done.wait()
-        if append.error is not None:
-            raise append.error
-        return append
 
     async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
         await trio.lowlevel.checkpoint()

@@ -31,6 +31,10 @@ BACKLOG = 4096
 GC_THRESHOLD = (10_000, 20, 100)
 """Python's own default walks over the objects of every open stream so often that it costs more than the streams."""
 
+SWITCH_S = 0.001
+"""Seconds that Trio's thread waits for one that runs Python, such as a journal's, whenever it comes back from the
+kernel. Python's own 5 ms, several times for each request, are most of what a request takes beside a busy journal."""
+
 ORPHAN_S = 1.0
 """A worker whose parent is gone has so long to say goodbye."""
 
@@ -158,6 +162,7 @@ async def prepared_worker_serve(
     last_resort.guards = last_resort.guards or multiprocessing.parent_process() is not None
     gc.set_threshold(*GC_THRESHOLD)
     gc.freeze()
+    sys.setswitchinterval(SWITCH_S)
     config.graceful_timeout = limits.drain_s * HANDLERS_SHARE
     config.backlog = max(config.backlog, BACKLOG)
     config.keep_alive_max_requests = sys.maxsize

@@ -23,6 +23,7 @@ from ..errors import HubFailed, TrioSSEError
 from ..hub import Hub, open_hub
 from ..retention import Retention
 from ..settings import PREFIX, Settings
+from ..turns import Gate
 from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
 from .caller import grant_of
@@ -74,6 +75,8 @@ class TrioSSE(QuartTrio):
         super().__init__(__name__, static_folder=None)
         self.settings = settings
         self.limits = Limits(settings.max_streams, settings.max_streams_per_ip, settings.max_streams_per_subject)
+        self.turns = Gate(publish.DECODING)
+        """Of those who publish streams of events."""
         self.metrics = ops.Metrics(self)
         self._hub: Hub | None = None
         self._authority: Authority | None = None

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Never
 
+import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.exceptions import NotFound
@@ -26,6 +27,7 @@ from .problem import problem
 
 if TYPE_CHECKING:
     from ..hub import Hub
+    from ..turns import Gate
     from . import TrioSSE
 
 PREFIX = b"/topics/"
@@ -34,8 +36,25 @@ IDEMPOTENCY_KEY, REPLAYED = "Idempotency-Key", "Idempotency-Replayed"
 """The header that makes publishing again harmless, and the one that says that it was again."""
 
 ACKNOWLEDGEMENTS = "application/x-ndjson"
-COMMIT_BYTES = 64 * 1024
-"""Of a stream of events, so much is appended at once, beyond the piece that reaches it."""
+READ_BYTES = 64 * 1024
+"""Bytes of a stream of events that are held undecoded, beyond the message that reaches it."""
+
+COMMIT_EVENTS = 384
+"""Events of a stream that are appended at once, beyond the slice that reaches it: about 10 ms of a journal's time, so
+that others who publish have their turn, and enough that what is the same for each append hardly counts."""
+
+SLICE_BYTES = 4 * 1024
+"""Most bytes that are decoded in one go: about 2 ms, where events or comments are as small as they can be."""
+
+SLICE_S = 0.001
+"""Seconds after which others have their turn when one stream is decoded."""
+
+DECODING = 2
+"""Streams of events that are decoded or appended at the same time, so that while a journal's thread keeps the events
+of one, those of the next are decoded. The others wait for their turn, and their clients in TCP."""
+
+COST_BYTES = 64
+"""Bytes of a stream that count as one event of it when it is decided whose turn it is."""
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,14}")  # which every reader of JSON reads exactly; other names stay text
 
@@ -69,7 +88,7 @@ def add_routes(app: TrioSSE) -> None:
                 )
             incoming = getattr(request, "incoming", None)
             assert isinstance(incoming, Incoming)
-            acknowledgements = _Acknowledgements(app.hub, topic, incoming, grant.expires_at, publisher)
+            acknowledgements = _Acknowledgements(app.hub, app.turns, topic, incoming, grant.expires_at, publisher)
             await acknowledgements.begin()
             response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
             response.timeout = None
@@ -176,15 +195,20 @@ def _json(value: dict[str, Any], status: int) -> Response:
 class _Acknowledgements(ResponseBody):
     """The answer to a stream of events: a line for each commit, while the events still come.
 
-    What has arrived of the body is decoded and appended together, and only then more is asked for: what is not yet
-    committed is at most one commit's worth, and the rest waits in TCP. ``retry:`` and comments concern
-    the publisher's own connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
+    What has arrived of the body is decoded and appended, a commit at a time, and only then more is asked for: what is
+    not yet committed is at most what is held undecoded, and the rest waits in TCP. Few streams do so at once, in turns,
+    and a long one lets the other tasks go on in between. ``retry:`` and comments concern the publisher's own
+    connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
     """
 
-    def __init__(self, hub: Hub, topic: str, incoming: Incoming, expires_at: int | None, publisher: str) -> None:
-        self._hub, self._topic, self._incoming, self._publisher = hub, topic, incoming, publisher
+    def __init__(
+        self, hub: Hub, turns: Gate, topic: str, incoming: Incoming, expires_at: int | None, publisher: str
+    ) -> None:
+        self._hub, self._turns = hub, turns
+        self._topic, self._incoming, self._publisher = topic, incoming, publisher
         self._expiry = None if expires_at is None else Expiry(expires_at - time.time())
         self._decoder = Decoder(errors="strict")
+        self._undecoded = memoryview(b"")
         self._count = 0
         self._last: EventID | None = None
         self._line: dict[str, Any] | None = None
@@ -208,48 +232,61 @@ class _Acknowledgements(ResponseBody):
                 self._done = True
                 return problem(self._fault.status_hint, str(self._fault))
             try:
-                piece = await self._read()
+                has_more = await self._read()
             except Disconnected:
                 self._done = True
                 return None
             if self._fault is not None:
                 continue
-            if not piece and self._decoder.has_unfinished_data:
+            if not has_more and self._decoder.has_unfinished_data:
                 self._fault = InvalidEvent("the stream ended in the middle of an event: end each with a blank line")
                 continue
-            if not piece:
+            if not has_more:
                 self._done = True
                 return {"done": True, "count": self._count, "id": None if self._last is None else str(self._last)}
-            acked = await self._commit(piece)
+            async with self._turns.turn(self._publisher, 1 + len(self._undecoded) / COST_BYTES):
+                acked = await self._commit()
             if acked is not None:
                 return {"acked": acked, "id": str(self._last)}
         return None
 
-    async def _read(self) -> bytes:
-        """What is here of the body, at least some; nothing, and a fault, if the token or the hub ends before it."""
+    async def _read(self) -> bool:
+        """Whether there is more of the body, now here; a fault is kept, if the token or the hub ends before it."""
         while self._fault is None:
             with self._hub.cancelled_on_ending() as scope:
                 with contextlib.nullcontext() if self._expiry is None else self._expiry.ends(scope):
-                    body = await self._incoming.read()
-                while len(body) < COMMIT_BYTES and (piece := self._incoming.read_nowait()):
-                    body += piece
-                return body
+                    if self._undecoded:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        self._undecoded = await self._take()
+                return bool(self._undecoded)
             if self._hub.ending is not None:
                 self._fault = HubFailed("the server is going away: send the rest again in a moment")
             elif self._expiry is not None and self._expiry.has_passed():
                 self._fault = InvalidToken("the token has expired: get a new one, and send the rest with it")
-        return b""
+        return False
 
-    async def _commit(self, piece: bytes) -> int | str | None:
-        """Append the events that this piece completes, up to a fault; what to acknowledge, or none for nothing."""
+    async def _take(self) -> memoryview:
+        body = await self._incoming.read()
+        while len(body) < READ_BYTES and (piece := self._incoming.read_nowait()):
+            body += piece
+        return memoryview(body)
+
+    async def _commit(self) -> int | str | None:
+        """Append the next events, up to a fault; what to acknowledge, or none for nothing."""
         events: list[Event] = []
         number: str | None = None
+        began = time.perf_counter()
         try:
-            for received in self._decoder.feed(piece):
-                event = Event(received.data, type=received.type)
-                check_publishable(event)
-                events.append(event)
-                number = received.id
+            while self._undecoded and len(events) < COMMIT_EVENTS:
+                for received in self._decoder.feed(self._slice()):
+                    event = Event(received.data, type=received.type)
+                    check_publishable(event)
+                    events.append(event)
+                    number = received.id
+                if time.perf_counter() - began >= SLICE_S:
+                    await trio.lowlevel.checkpoint()
+                    began = time.perf_counter()
         except TrioSSEError as error:
             self._fault = error
         if not events:
@@ -264,6 +301,14 @@ class _Acknowledgements(ResponseBody):
         if number is None:
             return self._count
         return int(number) if _NUMBER.fullmatch(number) else number
+
+    def _slice(self) -> bytes:
+        """The next bytes to decode: up to a blank line where there is one, because whole events are decoded fastest."""
+        piece = bytes(self._undecoded[:SLICE_BYTES])
+        if len(piece) < len(self._undecoded) and (end := piece.rfind(b"\n\n") + 2) > 1:
+            piece = piece[:end]
+        self._undecoded = self._undecoded[len(piece) :]
+        return piece
 
     async def __aenter__(self) -> _Acknowledgements:
         return self
