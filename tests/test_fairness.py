@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from benchmarks.fairness import measure
+from trio_sse.errors import TooLarge
 from trio_sse.event import Event
 from trio_sse.hub import MAX_TOGETHER, Hub
 from trio_sse.journal.appends import COMMIT_COST
@@ -28,6 +29,7 @@ from trio_sse.retention import Retention
 from trio_sse.turns import Gate
 from trio_sse.web.connection import Incoming
 from trio_sse.web.publish import COMMIT_EVENTS, DECODING, SLICE_BYTES, _Acknowledgements
+from trio_sse.wire import MAX_DATA
 
 from .serving import ROOT
 
@@ -125,6 +127,16 @@ async def test_in_memory_they_take_turns_too() -> None:
             await follower.receive()
     assert order[:2] == ["first", "ada"]
     assert len(order) == FLOODS + 2
+
+
+@pytest.mark.parametrize("events", [[Event("")] * (MAX_TOGETHER + 1), [Event("x" * MAX_DATA)] * 5])
+async def test_no_call_publishes_more_than_all_can_wait_for(events: list[Event]) -> None:
+    """Neither in number nor in bytes; what is too much is not kept in part."""
+    hub = Hub(MemoryJournal(Retention()))
+    with pytest.raises(TooLarge, match="in several"):
+        await hub.publish_many("a", events)
+    assert hub.statistics().journal.events == 0
+    await hub.publish_many("a", events[: len(events) - 1])
 
 
 # -- streams of events -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ SYSTEMD = shutil.which("systemd-analyze")
 
 PROMISES = [
     "A slow client",
+    "A flood",
     "The end of a token",
     "A malformed request",
     "A client that is gone",
