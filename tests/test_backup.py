@@ -18,9 +18,10 @@ import pytest
 import trio
 from click.testing import CliRunner
 
+from tests import journal_corpus
 from tests.conftest import Listener, eventually, publish
 from tests.serving import ROOT, Server, serving
-from tests.test_journal_files import lay, middle, mounted, overwrite, run_on
+from tests.test_journal_files import middle, mounted, overwrite, run_on
 from trio_sse.cli import main
 from trio_sse.errors import JournalUnusable
 from trio_sse.event import EventID
@@ -53,7 +54,7 @@ async def go_on(url):
         nursery.start_soon(stop)
         for number in range(10**9):
             await journal.append([draft("a", f"{number} " + "x" * 2000)])
-            if number == 1000:
+            if number == 300:
                 print("begun", flush=True)
 
 trio.run(go_on, sys.argv[1])
@@ -90,7 +91,7 @@ def test_a_copy_is_of_one_instant_while_another_process_publishes(
     copied, kept = trio.run(numbers, copy), trio.run(numbers, journal)
     assert copied == list(range(len(copied)))
     assert kept == list(range(len(kept)))
-    assert 1000 < len(copied) < len(kept)
+    assert 300 < len(copied) < len(kept)
 
 
 @contextlib.contextmanager
@@ -104,7 +105,7 @@ def _umask(mask: int) -> Iterator[None]:
 
 def test_a_copy_is_one_file_and_its_owners_alone(tmp_path: Path) -> None:
     """With all that the journal is known by; the size is told."""
-    lay(tmp_path / "hub.db", "left")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     (tmp_path / "copies").mkdir()
     with _umask(0):
         size = back_up(f"sqlite:{tmp_path / 'hub.db'}", str(tmp_path / "copies" / "copy.db"), silent)
@@ -122,8 +123,8 @@ def test_a_copy_is_one_file_and_its_owners_alone(tmp_path: Path) -> None:
 
 def test_it_is_told_how_far_it_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bytes, up to the whole."""
-    monkeypatch.setattr(backup, "STEP_PAGES", 10)
-    lay(tmp_path / "hub.db")
+    monkeypatch.setattr(backup, "STEP_PAGES", 2)
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     told: list[tuple[int, int]] = []
     size = back_up(f"sqlite:{tmp_path / 'hub.db'}", str(tmp_path / "copy.db"), lambda *each: told.append(each))
     assert len(told) > 3
@@ -157,7 +158,7 @@ def failed(journal: str, target: Path | str) -> str:
 @pytest.mark.parametrize("there", ["a file", "an empty file", "a folder", "a link", "a link to nowhere"])
 def test_what_exists_is_not_overwritten(tmp_path: Path, there: str) -> None:
     """Nor is what a link leads to."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     target = tmp_path / "copy.db"
     if there == "a folder":
         target.mkdir()
@@ -171,13 +172,13 @@ def test_what_exists_is_not_overwritten(tmp_path: Path, there: str) -> None:
 @pytest.mark.parametrize("end", ["-wal", "-journal", ".key", ".making"])
 def test_a_copy_has_no_name_of_the_journals_own(tmp_path: Path, end: str) -> None:
     """It would be taken for what it is not."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     assert "a name of the journal's own" in failed(f"sqlite:{tmp_path / 'hub.db'}", tmp_path / f"hub.db{end}")
 
 
 def test_what_took_the_name_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     """It is looked at again in the end."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
 
     def take_name(copied: int, whole: int) -> None:
         (tmp_path / "copy.db").write_text("theirs")
@@ -209,32 +210,32 @@ def test_what_is_no_journal_is_not_copied(
     Path("empty.db").touch()
     Path("text.db").write_text("dear diary\n" * 1000)
     run_on(Path("foreign.db"), "CREATE TABLE theirs (x)")
-    lay(Path("newer.db"))
+    journal_corpus.unpack(2, Path("newer.db"))
     run_on(Path("newer.db"), "PRAGMA user_version = 99")
     os.mkfifo("fifo")
-    lay(Path("damaged.db"))
+    journal_corpus.unpack(2, Path("damaged.db"))
     overwrite(Path("damaged.db"), middle(Path("damaged.db")), bytes(4096))
     assert line in failed(journal, tmp_path / "copy.db")
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     """With the name of the copy."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     with pytest.raises(JournalUnusable, match=r"copied to .*/missing/copy\.db: No such file"):
         back_up(f"sqlite:{tmp_path / 'hub.db'}", str(tmp_path / "missing" / "copy.db"), silent)
 
 
 def test_nothing_is_left_on_a_full_disk(tmp_path: Path) -> None:
     """The line says that there is no room."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     (tmp_path / "small").mkdir()
-    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=100k", "tmpfs"):
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=40k", "tmpfs"):
         assert "no room left" in failed(f"sqlite:{tmp_path / 'hub.db'}", tmp_path / "small" / "copy.db")
 
 
 def test_nothing_is_left_of_an_interrupted_copy(tmp_path: Path) -> None:
     """Whoever stops it."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
 
     def interrupt(copied: int, whole: int) -> None:
         raise KeyboardInterrupt
@@ -257,7 +258,7 @@ def _signals() -> Iterator[None]:
 @pytest.mark.usefixtures("_signals")
 def test_the_command_says_what_it_made(tmp_path: Path) -> None:
     """And, in one line and with status 1, why it made nothing."""
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     runner = CliRunner(env={"TRIO_SSE_JOURNAL": f"sqlite:{tmp_path / 'hub.db'}"})
     copy = tmp_path / "copy.db"
     made = runner.invoke(main, ["backup", str(copy)])

@@ -18,7 +18,7 @@ import trio
 
 from tests import journal_corpus
 from tests.serving import ROOT, serving
-from tests.test_journal_files import lay, mounted
+from tests.test_journal_files import mounted
 from trio_sse.errors import JournalUnusable
 from trio_sse.journal import open_journal, read_signing_key
 from trio_sse.journal import sqlite as sqlite_room
@@ -127,7 +127,7 @@ def test_what_is_no_regular_file_beside_a_journal_is_left_as_it_is(
 def test_no_link_beside_a_journal_is_followed(tmp_path: Path, end: str, there: bool) -> None:
     """What it leads to is as it was; so is the journal."""
     if there:
-        lay(tmp_path / "hub.db")
+        journal_corpus.unpack(2, tmp_path / "hub.db")
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / f"hub.db{end}").symlink_to("theirs")
     before = told_of(tmp_path)
@@ -282,7 +282,7 @@ def test_a_file_that_is_mounted_by_itself_is_refused(served: tuple[Path, int], t
 def test_the_part_of_an_url_is_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``sqlite:file:hub.db`` is a file of that name, where SQLite may be built to take it for hub.db."""
     monkeypatch.chdir(tmp_path)
-    lay(tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
     before = told_of(tmp_path)
     assert trio.run(use, "sqlite:file:hub.db?mode=rwc") == ["x"]
     assert told_of(tmp_path).items() - before.items() == {
@@ -300,8 +300,8 @@ def test_the_lock_is_on_the_file_that_the_path_leads_to_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it is another by the time the first is locked, the other is locked."""
-    lay(tmp_path / "hub.db")
-    lay(tmp_path / "other.db")
+    journal_corpus.unpack(2, tmp_path / "hub.db")
+    journal_corpus.unpack(2, tmp_path / "other.db")
     flock = fcntl.flock
 
     def replacing(file: int, how: int) -> None:
@@ -327,7 +327,7 @@ def test_a_journal_is_locked_while_it_is_made(tmp_path: Path) -> None:
         assert "in use by" in refused(path)
 
 
-STARTERS, ROUNDS = 3, 5
+STARTERS, SOME_ROUNDS, MANY_ROUNDS = 2, 5, 200
 
 MAKE = """
 import sys, time, trio
@@ -353,9 +353,16 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def test_of_several_that_make_a_journal_at_once_one_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(SOME_ROUNDS, id="some"),
+        pytest.param(MANY_ROUNDS, marks=[pytest.mark.proof, pytest.mark.timeout(600)], id="many"),
+    ],
+)
+def test_of_several_that_make_a_journal_at_once_one_has_it(tmp_path: Path, rounds: int) -> None:
     """What it keeps is there for the next."""
-    command = [sys.executable, "-c", MAKE, str(tmp_path), str(ROUNDS)]
+    command = [sys.executable, "-c", MAKE, str(tmp_path), str(rounds)]
     with contextlib.ExitStack() as stack:
         starters = [
             stack.enter_context(
@@ -363,7 +370,7 @@ def test_of_several_that_make_a_journal_at_once_one_has_it(tmp_path: Path) -> No
             )
             for _ in range(STARTERS)
         ]
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for starter in starters:
                 assert starter.stdin is not None
                 starter.stdin.write("\n")
@@ -392,7 +399,7 @@ async def test_a_refused_opener_takes_no_lock_from_the_first(tmp_path: Path) -> 
 
 def test_a_journal_that_is_let_go_in_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a worker whose predecessor is on its way out."""
-    monkeypatch.setattr(sqlite_room, "LOCK_S", 30.0)
+    monkeypatch.setattr(sqlite_room, "LOCK_S", 2.0)
     held = JournalFile(str(tmp_path / "hub.db"))
 
     async def both() -> list[str]:
@@ -447,7 +454,7 @@ async def test_a_journal_that_others_may_open_is_told_of(
 ) -> None:
     """In one line, which names it; it is served, and left as it is."""
     path = tmp_path / "hub.db"
-    lay(path)
+    journal_corpus.unpack(2, path)
     path.chmod(mode)
     await use(f"sqlite:{path}")
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
