@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from click.testing import CliRunner
 from tests import journal_corpus
 from tests.conftest import Listener, eventually, publish
 from tests.serving import ROOT, Server, serving
-from tests.test_journal_files import middle, mounted, overwrite, run_on
+from tests.test_journal_files import NOBODY, UNMEASURED, middle, mounted, overwrite, run_on, why_not_nobody
 from trio_sse.cli import main
 from trio_sse.errors import JournalUnusable
 from trio_sse.event import EventID
@@ -218,6 +219,21 @@ def test_what_is_no_journal_is_not_copied(
     assert line in failed(journal, tmp_path / "copy.db")
 
 
+def test_a_journal_of_another_user_is_not_copied(tmp_path: Path) -> None:
+    """The line says why."""
+    if why := why_not_nobody():
+        pytest.skip(why)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hub.db"
+        journal_corpus.unpack(2, path)
+        path.chmod(0o600)
+        Path(folder).chmod(0o777)
+        script = "import sys; from trio_sse.journal import back_up; back_up('sqlite:' + sys.argv[1], sys.argv[1] + '2')"
+        done = subprocess.run([*NOBODY, script, path], cwd=ROOT, env=UNMEASURED, stderr=subprocess.PIPE, text=True)
+        assert "this user may not read it" in done.stderr.splitlines()[-1]
+        assert content(Path(folder)).keys() == {"hub.db"}
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     """With the name of the copy."""
     journal_corpus.unpack(2, tmp_path / "hub.db")
@@ -381,6 +397,21 @@ async def test_the_journal_itself_goes_on_without_a_gap(tmp_path: Path) -> None:
     async with journal.open() as hub:
         await hub.publish("a", "now")
         assert await journal.received(hub, seen) == ["now"]
+
+
+async def test_a_copy_is_not_mixed_with_the_log_of_another(restored: Restored, tmp_path: Path) -> None:
+    """Of the file that it was put in place of; the line says what to do, and both are left as they are."""
+    path = tmp_path / "hub.db"
+    async with restored.open() as hub:
+        await hub.publish("a", "x")
+        log = path.with_name("hub.db-wal").read_bytes()
+    restored.put_back()
+    path.with_name("hub.db-wal").write_bytes(log)
+    with pytest.raises(JournalUnusable, match=r"hub\.db-wal is the log of another file: remove it"):
+        async with restored.open():
+            pass
+    assert path.with_name("hub.db-wal").read_bytes() == log
+    assert path.read_bytes() == restored.copy.read_bytes()
 
 
 async def test_a_copy_of_a_copy_is_one(restored: Restored, tmp_path: Path) -> None:

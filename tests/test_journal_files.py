@@ -460,7 +460,7 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.exe
 
 
 @functools.cache
-def _why_not_nobody() -> str | None:
+def why_not_nobody() -> str | None:
     """Why nothing can be done in the name of nobody, if nothing can."""
     if shutil.which("setpriv") is None or os.geteuid() != 0:
         return "only root, with setpriv, can become somebody else"
@@ -473,7 +473,7 @@ def _why_not_nobody() -> str | None:
 @pytest.mark.parametrize("mode", [0o444, 0o000])
 def test_a_file_that_only_others_may_write_is_named(mode: int, which: str) -> None:
     """Who serves may not write it, or not even read it, and the line says which file that is."""
-    if why := _why_not_nobody():
+    if why := why_not_nobody():
         pytest.skip(why)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hub.db"

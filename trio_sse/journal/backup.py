@@ -121,6 +121,8 @@ def _explained(path: str, place: str) -> Iterator[None]:
             why = "there is no room left on its disk"
         elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             why = "another program holds the journal"
+        elif code == sqlite3.SQLITE_CANTOPEN and not os.access(path, os.R_OK):
+            why = "this user may not read it"
         else:
             why = getattr(error, "strerror", None) or str(error)
         raise JournalUnusable(f"the journal {path} cannot be copied to {place}: {why}") from error

@@ -41,6 +41,10 @@ OF_SQLITE = ("", "-wal", "-shm", "-journal")
 BESIDE = (*OF_SQLITE[1:], *(MAKING + end for end in OF_SQLITE), KEY, KEY + MAKING)
 """Added to a journal's name: all that may lie beside it."""
 
+FORMAT, ROLLBACK = 18, b"\1\1"
+"""Where a database's header says which kind of log it has, and what it says of the kind without ``-wal``: a journal has
+that only as a copy which nobody has opened."""
+
 FOUND_AGAIN = 100
 """Times that the file may be another than the one that was locked, before somebody else is said to have it. Each time
 somebody has made it anew."""
@@ -177,8 +181,13 @@ def _lock(path: str, file: int) -> bool:
     now = check(path)
     if now is None or _number(now) != _number(status):
         return False
-    if not now.st_size and _has_log(path):  # only now: somebody who was making it had a log, too
-        raise _bereft(path, "empty")
+    if _has_log(path):  # only now: whoever was making it had a log, too
+        if not now.st_size:
+            raise _bereft(path, "empty")
+        if os.pread(file, 2, FORMAT) == ROLLBACK:  # SQLite would take the log for this file's, and mix the two
+            raise JournalUnusable(
+                f"the journal {path} is a copy without a log, and {path}-wal is the log of another file: remove it"
+            )
     return True
 
 
