@@ -1,11 +1,11 @@
 """A copy of a SQLite journal, whole and of one instant, also while another process serves it. Every call blocks.
 
 Plan: a connection that cannot write holds one snapshot, which SQLite copies page by page into a new file beside the
-target. That is looked through as a journal is that is opened, marked as a copy, written through to the disk, and only
-then given its name. What it does not come to be, it was never there.
+target. That is checked as a journal is when it is opened, marked as a copy, written through to the disk, and only then
+given its name. If anything fails, nothing is left.
 
-The mark says what the copy cannot know: how many events were kept after it. A hub that opens it begins a new life of
-the journal (:func:`database.open_to_write`), so everybody who comes back with an older cursor is told of a gap.
+Events may have been kept after the copy was made, and the copy cannot know. So a hub that opens one, told by the mark,
+begins a new life of the journal (:func:`database.open_to_write`), and every older cursor meets a gap.
 
 Cost: publishers wait for nothing, but SQLite cannot write its log anew from the beginning while the snapshot is held,
 so the log grows by what is published meanwhile.
@@ -112,7 +112,7 @@ def _name(making: str, place: str) -> None:
 
 @contextlib.contextmanager
 def _explained(path: str, place: str) -> Iterator[None]:
-    """What goes wrong, in a line."""
+    """Errors as one line each."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:

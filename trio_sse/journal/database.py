@@ -179,12 +179,12 @@ def fault(db: sqlite3.Connection, version: int) -> str | None:
 
 
 def mark_as_copy(db: sqlite3.Connection) -> None:
-    """Have the next that opens it know that events may have been kept since which it does not hold."""
+    """Mark it as a copy: events that it does not hold may have been kept since."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, 'yes')", (COPIED,))
 
 
 def _begin_anew_if_copied(db: sqlite3.Connection, position: EventID) -> None:
-    """Begin a new life in a copy: cursors from before ``position`` may have missed what is not in it."""
+    """Begin a new life in a copy, at ``position``: a cursor from before may have missed events that are not in it."""
     if not db.execute("DELETE FROM meta WHERE name = ?", (COPIED,)).rowcount:
         return
     (newest,) = db.execute("SELECT coalesce(max(id), 0) FROM record").fetchone()

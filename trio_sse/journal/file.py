@@ -4,11 +4,11 @@ Facts: SQLite keeps its log in ``PATH-wal`` and the log's index in ``PATH-shm``,
 given. Two processes that reach one database by two names have two logs, and each loses what the other keeps. A file
 that is mounted by itself, into a container say, has its log outside the mount, where it vanishes with the container.
 
-Plan: the path is resolved once, and everybody in here uses that. What lies there, and beside it under the names that a
-journal uses, is looked at through descriptors that can neither read nor write (``O_PATH``): a device, FIFO or socket is
-never opened. Then the file itself is locked (``flock``), and looked for once more: if another lies there by now, it has
-been made meanwhile, and all is begun again. A file that is made anew is locked before it takes its place, so at every
-moment the lock is on the file that the path leads to.
+Plan: the path is resolved once, and everybody in here uses that. The file, and all that lies beside it under the names
+that a journal uses, are looked at through descriptors that can neither read nor write (``O_PATH``): a device, FIFO or
+socket is never opened. Then the file itself is locked (``flock``), and looked for once more: if another lies there by
+now, it has been made meanwhile, and all is begun again. A file that is made anew is locked before it takes its place,
+so at every moment the lock is on the file that the path leads to.
 
 Traps: POSIX drops all of a process's locks on a file, SQLite's too, when the process closes *any* descriptor of it. So
 this one is opened before SQLite's first and closed after its last, and a file that this process has open already is
@@ -46,8 +46,8 @@ FORMAT, ROLLBACK = 18, b"\1\1"
 that only as a copy which nobody has opened."""
 
 FOUND_AGAIN = 100
-"""Times that the file may be another than the one that was locked, before somebody else is said to have it. Each time
-somebody has made it anew."""
+"""Times that the path may lead to another file than the one just locked, before the journal counts as in use. Each time
+another process has made it anew, which it does once in its life."""
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -148,7 +148,7 @@ def _hold(path: str) -> tuple[int, tuple[int, int]]:
         before = check(path)
         if before is None:
             if _has_log(path) and _look(path) is None:
-                raise _bereft(path, "missing")
+                raise _log_alone(path, "missing")
         elif _number(before) in _held:
             raise Locked(_locked(path, os.getpid()))
         changed = FileExistsError if before is None else FileNotFoundError
@@ -183,7 +183,7 @@ def _lock(path: str, file: int) -> bool:
         return False
     if _has_log(path):  # only now: whoever was making it had a log, too
         if not now.st_size:
-            raise _bereft(path, "empty")
+            raise _log_alone(path, "empty")
         if os.pread(file, 2, FORMAT) == ROLLBACK:  # SQLite would take the log for this file's, and mix the two
             raise JournalUnusable(
                 f"the journal {path} is a copy without a log, and {path}-wal is the log of another file: remove it"
@@ -192,7 +192,7 @@ def _lock(path: str, file: int) -> bool:
 
 
 def check(path: str) -> os.stat_result | None:
-    """What is known of the file of a journal, none if there is none.
+    """The status of a journal's file, none if there is none.
 
     Raises:
       JournalUnusable: it, or what lies beside it, can be no part of a journal.
@@ -208,14 +208,14 @@ def _has_log(path: str) -> bool:
     return status is not None and status.st_size > 0
 
 
-def _bereft(path: str, what: str) -> JournalUnusable:
+def _log_alone(path: str, what: str) -> JournalUnusable:
     return JournalUnusable(
         f"the journal {path} is {what}, and its log {path}-wal is not: restore the one, or remove the other"
     )
 
 
 def _check_plain(what: str, path: str) -> os.stat_result | None:
-    """What is known of a regular file with one name, in the folder that it seems to be in; none if there is nothing."""
+    """The status of a regular file with one name, in the folder that it seems to be in; none if there is nothing."""
     try:
         file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """The key that development mode signs with, in a file of its own beside a SQLite journal.
 
 It is no part of the journal, so it is in no copy of the journal, and can be forgotten without a trace in the database.
-It is written by who holds the journal, and may be read by others of the same user. A file that another user has put
-there before is no key: that user would know it. Every call blocks.
+The process that holds the journal writes it; others of the same user may read it. A file that another user has put
+there is no key, because that user would know it. Every call blocks.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ async def open_sqlite(
 
 
 async def _hold(path: str) -> JournalFile:
-    """The file, which is ours."""
+    """Open and lock the file, and wait for a process that is about to let go of it."""
     deadline = trio.current_time() + LOCK_S
     while True:
         try:
