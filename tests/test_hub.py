@@ -16,7 +16,7 @@ from trio_sse.journal.memory import MemoryJournal
 from trio_sse.record import Record
 from trio_sse.retention import Retention
 from trio_sse.testing import WallClock
-from trio_sse.wire import MAX_DATA
+from trio_sse.wire import MAX_DATA, MAX_FRAME
 
 
 class FakeStream:
@@ -83,6 +83,8 @@ async def test_many_events_are_published_at_once(autojump_clock: trio.testing.Mo
         (Event("x", type="trio-sse.gap"), None, InvalidEvent, "hub's own"),
         (Event("x" * (MAX_DATA + 1)), None, TooLarge, "more than"),
         (Event("é" * (MAX_DATA // 2 + 1)), None, TooLarge, "more than"),
+        (Event("\n" * MAX_DATA), None, TooLarge, "each line costs 6"),
+        (Event("\n" * 174_762 + "x" * (MAX_DATA - 174_762)), None, TooLarge, "each line costs 6"),
         (Event("x"), "", InvalidEvent, "key"),
         (Event("x"), "k" * (MAX_KEY + 1), InvalidEvent, "key"),
         (Event("x"), "a\nb", InvalidEvent, "key"),
@@ -96,6 +98,15 @@ async def test_what_cannot_be_published_is_refused(
         with pytest.raises(error, match=says):
             await hub.publish("a", event, key=key)
         assert hub.statistics().journal.events == 0
+
+
+async def test_lines_that_take_just_the_limit_are_published() -> None:
+    """A mebibyte of data, as many lines as twice as much has room for."""
+    async with open_hub() as hub, hub.subscribe("a") as subscription:
+        await hub.publish("a", "\n" * 174_761 + "x" * (MAX_DATA - 174_761))
+        record = await subscription.receive()
+        assert isinstance(record, Record)
+        assert MAX_FRAME - 6 < len(record.frame) - len(f"id: {record.id}\n") <= MAX_FRAME
 
 
 async def test_one_bad_event_refuses_the_whole_batch() -> None:

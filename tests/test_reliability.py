@@ -30,6 +30,7 @@ SYSTEMD = shutil.which("systemd-analyze")
 PROMISES = [
     "A slow client",
     "A flood",
+    "Many short lines",
     "The end of a token",
     "A malformed request",
     "A client that is gone",

@@ -145,6 +145,14 @@ def test_a_chunked_body_over_the_limit_is_refused(server: Server, topic: str) ->
     assert last_event_id(server, topic) is None
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r", "\u00e9\n".encode()], ids=["LF", "CR", "text"])
+def test_a_mebibyte_of_lines_does_not_become_seven(server: Server, topic: str, end: bytes) -> None:
+    """Lines that take more than twice the body's limit in a stream are 413, and the words say why."""
+    body = end * (MIB // len(end))
+    check_refused(ask(server, "POST", f"/topics/{topic}", body), 413, "each line costs 6")
+    assert last_event_id(server, topic) is None
+
+
 def test_a_length_over_the_limit_is_refused_before_the_body_is_sent(server: Server, topic: str) -> None:
     """Who announces a byte more than 1 MiB is told 413 at once, and need not send it."""
     with Wire(server) as wire:
@@ -427,8 +435,9 @@ FAULTS: list[tuple[bytes, int, str]] = [
     (b"data: " + b"x" * (MIB + 1) + b"\n\n", 413, f"more than {MIB} bytes"),
     (b"data: x\n" * (MIB // 2 + 1) + b"\n", 413, f"more than {MIB} bytes"),
     (b"x" * (MIB + 64 * 1024), 413, "longer than"),
+    (b"data\n" * MIB + b"\n", 413, "each line costs 6"),
 ]
-FAULT_NAMES = ["reserved", "control", "long type", "utf-8", "1 MiB", "1 MiB of lines", "endless line"]
+FAULT_NAMES = ["reserved", "control", "long type", "utf-8", "1 MiB", "1 MiB of lines", "endless line", "line ends"]
 
 
 @pytest.mark.parametrize(("fault", "status", "detail"), FAULTS, ids=FAULT_NAMES)

@@ -181,6 +181,13 @@ def test_the_longest_event_there_can_be_is_decoded() -> None:
     assert decode(encode(event)) == [event]
 
 
+@many
+@given(events)
+def test_the_bytes_of_data_lines_are_known_before_they_are_made(event: Event) -> None:
+    """What is counted is what is written."""
+    assert wire.framed_length(event.data) == len(encode(Event(event.data))) - len(b"\n")
+
+
 def test_a_stream_opens_with_a_comment_a_retry_and_a_cursor() -> None:
     """The first bytes give a browser something to wake for, and something to resume with."""
     assert opening(3000, "17-0") == b": stream\nretry: 3000\nid: 17-0\n\n"

@@ -27,7 +27,7 @@ from .retention import Retention
 from .subscription import Desk, Slow, Subscription
 from .ticker import Ticker
 from .topic import Selector, check_topic, parse_selectors
-from .wire import MAX_DATA
+from .wire import MAX_DATA, MAX_FRAME, framed_length
 
 MAX_KEY = 256
 """Most characters in an event's key."""
@@ -341,5 +341,10 @@ def check_publishable(event: Event, key: str | None = None) -> None:
         raise InvalidEvent(f"event types that begin with {RESERVED_PREFIX} are the hub's own: use another name")
     if len(event.data) > MAX_DATA or (not event.data.isascii() and len(event.data.encode()) > MAX_DATA):
         raise TooLarge(f"the event holds more than {MAX_DATA} bytes of data")
+    if len(event.data) > MAX_FRAME // 8 and framed_length(event.data) > MAX_FRAME:  # no character becomes more than 7
+        raise TooLarge(
+            f"the event's lines take more than {MAX_FRAME} bytes in a stream, where each line costs 6 more: publish "
+            "fewer lines at once, or JSON, in which a line end is two characters"
+        )
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         raise InvalidEvent(f"a key is 1 to {MAX_KEY} printable characters")

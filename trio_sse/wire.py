@@ -19,6 +19,10 @@ from .event import DEFAULT_TYPE, MAX_NAME, MAX_RETRY_MS, Event
 MAX_DATA = 1024 * 1024
 """Most bytes of data in one event, and of a body that becomes one."""
 
+MAX_FRAME = 2 * MAX_DATA
+"""Most bytes that the data of one event takes up on the wire, where each of its lines begins with ``data: ``. Twice its
+own limit: room for a mebibyte in lines of six bytes, and a mebibyte of line ends does not become seven."""
+
 HEARTBEAT = b":\n"
 """A comment of one line. With a second newline some parsers would dispatch an empty event."""
 
@@ -46,6 +50,11 @@ def encode(event: Event, *, id: str | None = None) -> bytes:
         lines.append(f"retry: {event.retry}\n")
     lines.append("data: " + event.data.replace("\n", "\ndata: ") + "\n\n")
     return "".join(lines).encode()
+
+
+def framed_length(data: str) -> int:
+    """Bytes of the lines of data that :func:`encode` makes of this, counted without making them."""
+    return (len(data) if data.isascii() else len(data.encode())) + len("data: \n") + len("data: ") * data.count("\n")
 
 
 def opening(retry_ms: int, position: str | None = None) -> bytes:
