@@ -638,6 +638,34 @@ def test_what_is_wholly_disallowed_is_refused() -> None:
         verify(sub="ada", sse={"subscribe": ["room/*"]}).readable(parse_selectors(["room/a", "other/*"]))
 
 
+def test_what_another_selector_contains_is_left_out() -> None:
+    """Of what is asked for and of what is allowed: the topics are the same, and the selectors fewer."""
+    grant = verify(sub="ada", sse={"subscribe": ["room/*", "room/1", "news"]})
+    assert texts(grant.readable(parse_selectors(["**", "room/2", "*"]))) == ["room/*", "news"]
+
+
+def test_a_hundred_rights_and_two_wildcards_make_as_many_selectors_as_they_do() -> None:
+    """What comes of it is not what was asked for, and is not counted."""
+    grant = verify(sse={"subscribe": [f"room/{number}/**" for number in range(100)]})
+    assert len(grant.readable(parse_selectors(["*/*/a", "*/*/b"]))) == 200
+
+
+@pytest.mark.parametrize("right", ["publish", "subscribe"])
+def test_a_selector_that_is_too_wild_costs_itself_alone(right: str) -> None:
+    """A token that was signed before there was a bound keeps its other rights, and the grant tells the log."""
+    grant = verify(sub="ada", sse={right: ["*/*/*/*", "room/*"]})
+    assert texts(getattr(grant, right)) == (["room/*"] if right == "publish" else ["room/*", "user/ada"])
+    assert grant.unusable == (
+        f"sse.{right}: '*/*/*/*': the selector has 4 times *; 3 are allowed, and ** as the last segment",
+    )
+
+
+def test_no_token_is_signed_with_a_selector_that_is_too_wild() -> None:
+    """It would count for nothing."""
+    with pytest.raises(InvalidTopic, match="4 times"):
+        Authority(SECRET).issue("ada", now=NOW, ttl_s=60, subscribe=["*/*/*/*"])
+
+
 def test_asking_for_nothing_gives_nothing() -> None:
     """No selector, no topic."""
     assert verify(sse={"subscribe": ["**"]}).readable([]) == ()

@@ -424,7 +424,7 @@ async def test_leaving_leaves_nothing_behind(autojump_clock: trio.testing.MockCl
                     raise ZeroDivisionError
         after = hub.statistics()
         assert (after.subscribers, after.streams) == (before.subscribers, before.streams)
-        assert hub.broadcaster._groups == {}
+        assert hub.broadcaster.outlets == 0
 
 
 async def test_locating_holds_nothing(autojump_clock: trio.testing.MockClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import unicodedata
+from itertools import product
 from typing import Any
 from urllib.parse import quote
 
@@ -12,8 +13,17 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from trio_sse import topic as room
-from trio_sse.errors import InvalidTopic
-from trio_sse.topic import Selector, check_topic, inbox, matching, meet_all, parse_selectors, topic_from_path
+from trio_sse.errors import InvalidTopic, TooWild
+from trio_sse.topic import (
+    Selector,
+    check_new_topic,
+    check_topic,
+    inbox,
+    matching,
+    meet_all,
+    parse_selectors,
+    topic_from_path,
+)
 
 many = settings(max_examples=400, deadline=None)
 some = settings(max_examples=200, deadline=None)
@@ -79,6 +89,37 @@ def test_what_is_no_topic(text: str, rule: str) -> None:
     """The message names the rule that is broken."""
     with pytest.raises(InvalidTopic, match=rule):
         check_topic(text)
+
+
+def test_a_topic_that_is_published_to_has_32_segments() -> None:
+    """A deeper one may have been kept before there was a bound: it is a topic, and a selector of it."""
+    assert check_new_topic("/".join("a" * 32)) == "/".join("a" * 32)
+    deeper = "/".join("a" * 33)
+    with pytest.raises(InvalidTopic, match="has 33 segments; 32 are allowed"):
+        check_new_topic(deeper)
+    assert topic_from_path(deeper.encode()) == deeper
+    assert Selector.parse(deeper).matches(deeper)
+
+
+@pytest.mark.parametrize(
+    "text", ["*/*/*/**", "a/*/b/*/c/*", "/".join(["a"] * 31 + ["*"]), "/".join(["*"] * 3 + ["a"] * 28 + ["**"])]
+)
+def test_how_wild_a_selector_may_be(text: str) -> None:
+    """Three times ``*``, beside a last ``**``, in 32 segments."""
+    assert not Selector.parse(text).exact
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        *((text, "has 4 times \\*; 3 are allowed") for text in ("*/*/*/*", "*/*/*/*/**", "*/a/*/b/*/c/*/d")),
+        *(("/".join([*["a"] * 32, last]), "has 33 segments; with wildcards 32 are allowed") for last in ("*", "**")),
+    ],
+)
+def test_how_wild_a_selector_may_not_be(text: str, rule: str) -> None:
+    """At each ``*`` a look-up goes two ways."""
+    with pytest.raises(TooWild, match=rule):
+        Selector.parse(text)
 
 
 @pytest.mark.parametrize("category", ["Cc", "Cf", "Zl", "Zp"])
@@ -358,3 +399,21 @@ def test_what_was_checked_is_remembered_within_bounds() -> None:
     info = room._segments.cache_info()
     assert info.maxsize == 4096
     assert info.currsize <= 4096
+
+
+# -- one within another ----------------------------------------------------------------------------------------------
+
+EVERY_TOPIC = ["/".join(names) for count in range(1, 7) for names in product(["a", "b", "user"], repeat=count)]
+
+
+@many
+@given(selectors, selectors)
+def test_a_selector_contains_what_chooses_no_other_topics(one: Selector, other: Selector) -> None:
+    """With the topics of two names and ``user``, deeper than the selectors, as the judge of it."""
+    assert one.contains(other) == all(one.matches(topic) for topic in EVERY_TOPIC if other.matches(topic))
+
+
+@given(selectors, selectors)
+def test_two_that_contain_each_other_are_the_same(one: Selector, other: Selector) -> None:
+    """So of several that contain each other, one is left."""
+    assert not (one.contains(other) and other.contains(one)) or one == other

@@ -95,6 +95,16 @@ def test_a_json_body_is_the_data_byte_for_byte(server: Server, topic: str, text:
     assert event_of(server, topic)["data"] == text
 
 
+def test_a_topic_of_more_than_32_segments_is_read_and_not_published_to(server: Server) -> None:
+    """One may have been kept before there was a bound."""
+    deep = "/".join("d" * 33)
+    for type in ("text/plain", "text/event-stream"):
+        answer = ask(server, "POST", f"/topics/{deep}", b"data: x\n\n", {"Content-Type": type})
+        assert (answer.status, answer.json["detail"]) == (400, "the topic has 33 segments; 32 are allowed")
+    assert ask(server, "GET", f"/topics/{deep}").json["topic"] == deep
+    assert ask(server, "HEAD", f"/events?topic={deep}").status == 200
+
+
 def test_line_ends_become_the_formats_own(server: Server, topic: str) -> None:
     """CRLF and CR in a body are line ends of the data, and other separators are characters."""
     ask(server, "POST", f"/topics/{topic}", "one\r\ntwo\rthree\n\n\u2028\x0b\x85".encode())

@@ -219,6 +219,28 @@ def test_more_than_a_hundred_selectors_are_refused(server: Server, topic: str) -
     assert ask(server, "HEAD", f"/events?{query.rpartition('&')[0]}").status == 200
 
 
+def test_what_is_asked_for_is_counted_before_it_is_read(server: Server) -> None:
+    """None of the selectors is looked at; one that is asked for twice counts once."""
+    query = "&".join(f"topic=a//{number}" for number in range(101))
+    assert "101 topics were asked for" in ask(server, "GET", f"/events?{query}").json["detail"]
+    assert ask(server, "HEAD", "/events?" + "&".join(["topic=a"] * 101)).status == 200
+
+
+def test_a_token_with_a_selector_that_is_too_wild_keeps_the_others(tmp_path: Path) -> None:
+    """The log says once which one counts for nothing; a hundred rights and two wildcards are a stream."""
+    env = ENV | {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_ANONYMOUS": ""}
+    rights = [*(f"room/{number}/**" for number in range(99)), "*/*/*/*"]
+    claims = {"sub": "ada", "exp": int(time.time()) + 60, "sse": {"subscribe": rights, "publish": ["room/**"]}}
+    headers = bearer(jwt.encode(claims, KEY, "HS256"))
+    with serving(folder=tmp_path, env=env) as server:
+        with Listener(server, "/events?topic=room/*/*/a&topic=room/*/*/b", headers) as listener:
+            listener.take()
+            id = publish(server, "room/98/x/b", headers=headers)
+            assert listener.event() == {"id": id, "data": "x"}
+        assert ask(server, "HEAD", "/events?topic=a/b/c/d", headers=headers).status == 403
+        assert eventually(lambda: server.log().count("the selector has 4 times *") == 1)
+
+
 # -- where it begins --------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,8 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.types import Options
 
-from .errors import InvalidInput, InvalidToken, InvalidTopic, NotAllowed
+from .errors import InvalidInput, InvalidToken, InvalidTopic, NotAllowed, TooWild
+from .selector_index import without_contained
 from .topic import Selector, inbox, matching, meet_all, parse_selectors
 
 MAX_TTL_S = 366 * 24 * 3600
@@ -72,6 +73,8 @@ class Grant:
     publish: tuple[Selector, ...] = ()
     subscribe: tuple[Selector, ...] = ()
     expires_at: int | None = None
+    unusable: tuple[str, ...] = ()
+    """Why selectors of the token count for nothing; for the log, since whoever signed it does not hear of it."""
     token_id: str | None = field(default=None, compare=False)
     """What a token without a subject is known by: a digest of it. ``None``: there is a subject, or no token."""
 
@@ -102,11 +105,19 @@ class Grant:
         Raises:
           NotAllowed: one of those asked for has nothing in it that the caller may read.
         """
-        asked = tuple(asked)
-        for selector in asked:
-            if not meet_all([selector], self.subscribe):
+        met = [selector for some in self.met(asked) for selector in some]
+        return tuple(selector for some in without_contained(met) for selector in some)
+
+    def met(self, asked: Iterable[Selector]) -> Iterator[tuple[Selector, ...]]:
+        """For one of those asked for after the other, what of it this caller may read: a little work at a time.
+
+        Raises:
+          NotAllowed: there is nothing in it that the caller may read.
+        """
+        for selector in dict.fromkeys(asked):
+            if not (met := meet_all([selector], self.subscribe)):
                 raise self._not_allowed("subscribe to", selector.text)
-        return meet_all(asked, self.subscribe)
+            yield met
 
     def _not_allowed(self, what: str, topic: str) -> NotAllowed | InvalidToken:
         if self.subject is None and self.expires_at is None:
@@ -177,13 +188,15 @@ class Authority:
         rights = claims.get("sse", {})
         if not isinstance(rights, Mapping):
             raise InvalidToken('the token\'s claim "sse" is not an object with "publish" and "subscribe"')
-        publish, subscribe = _selectors(rights, "publish"), _selectors(rights, "subscribe")
+        unusable: list[str] = []
+        publish, subscribe = (_selectors(rights, right, unusable) for right in ("publish", "subscribe"))
         return Grant(
             subject,
             _text(claims, "name", MAX_NAME),
             publish + self._anonymous.get("publish", ()),
             subscribe + self._anonymous.get("subscribe", ()) + _own_inbox(subject),
             expires_at,
+            tuple(unusable),
         )
 
     def issue(
@@ -287,16 +300,21 @@ def _text(claims: Mapping[str, Any], claim: str, most: int) -> str | None:
     return value
 
 
-def _selectors(rights: Mapping[str, Any], right: str) -> tuple[Selector, ...]:
+def _selectors(rights: Mapping[str, Any], right: str, unusable: list[str]) -> tuple[Selector, ...]:
     texts = rights.get(right, [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InvalidToken(f'the token\'s "sse.{right}" is not a list of selectors')
     if len(texts) > MAX_SELECTORS:
         raise InvalidToken(f'the token\'s "sse.{right}" holds more than {MAX_SELECTORS} selectors')
-    try:
-        return parse_selectors(texts)
-    except InvalidTopic as error:
-        raise InvalidToken(f'the token\'s "sse.{right}" cannot be used: {error}') from None
+    selectors: dict[Selector, None] = {}
+    for text in texts:
+        try:
+            selectors[Selector.parse(text)] = None
+        except TooWild as error:  # signed before there was a bound: the other rights are as good as ever
+            unusable.append(f"sse.{right}: {text!r}: {error}")
+        except InvalidTopic as error:
+            raise InvalidToken(f'the token\'s "sse.{right}" cannot be used: {error}') from None
+    return tuple(selectors)
 
 
 def _own_inbox(subject: str | None) -> tuple[Selector, ...]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 import trio
@@ -26,7 +25,8 @@ from . import seldom
 from .event import ORIGIN, EventID
 from .latest import Latest
 from .record import Record
-from .topic import Selector, matching
+from .selector_index import SelectorIndex
+from .topic import Selector
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class ChannelOutlet:
             if self._waiting_bytes and self._waiting_bytes + size > BUFFER_BYTES:
                 return "refused"
             try:
-                self._clone_for(record.topic).send_nowait(record)
+                next(iter(self._clones.values())).send_nowait(record)  # whichever: all lead to the one receiver
             except trio.WouldBlock:
                 return "refused"
             except trio.BrokenResourceError:  # the subscriber is leaving and has not said so yet
@@ -195,13 +195,6 @@ class ChannelOutlet:
         for selector in self.selectors:
             self.end_selector(selector, reason)
 
-    def _clone_for(self, topic: str) -> trio.MemorySendChannel[Record]:
-        if len(self._clones) > 1:
-            for selector, clone in self._clones.items():
-                if selector.matches(topic):
-                    return clone
-        return next(iter(self._clones.values()))
-
 
 class LastWrite:
     """How long an event takes until the last of its subscribers has it written: one is watched at a time."""
@@ -241,9 +234,8 @@ class Broadcaster:
     """Which outlets get which topics."""
 
     def __init__(self) -> None:
-        self._groups: dict[Selector, dict[Outlet, None]] = {}
-        self._wildcards: dict[Selector, None] = {}
-        self._wildcards_for = lru_cache(maxsize=4096)(self._find_wildcards_for)
+        self._groups: SelectorIndex[dict[Outlet, None]] = SelectorIndex()
+        self._attached: dict[Outlet, int] = {}  # in how many groups each is
         self._changed: set[Outlet] | None = None  # who left or lost a selector, while a delivery is under way
         self.lagging = 0
         """How often an outlet was closed for lagging."""
@@ -254,12 +246,13 @@ class Broadcaster:
     def attach(self, outlet: Outlet) -> None:
         """From now on, every record its selectors match is offered to this outlet."""
         for selector in outlet.selectors:
-            if selector not in self._groups:
-                self._groups[selector] = {}
-                if not selector.exact:
-                    self._wildcards[selector] = None
-                    self._wildcards_for.cache_clear()
-            self._groups[selector][outlet] = None
+            group = self._groups.get(selector)
+            if group is None:
+                group = {}
+                self._groups.put(selector, group)
+            if outlet not in group:
+                group[outlet] = None
+                self._attached[outlet] = self._attached.get(outlet, 0) + 1
 
     def detach(self, outlet: Outlet, reason: EndReason) -> None:
         """Forget this outlet and close it; nothing happens when that was done before."""
@@ -327,7 +320,7 @@ class Broadcaster:
 
     def _offer_rest(self, outlet: Outlet, batch: Batch) -> None:
         """Offer those records that the selectors which the outlet still has match."""
-        rest = [record for record in batch.records if matching(outlet.selectors, record.topic)]
+        rest = [record for record in batch.records if self._reaches(record.topic, outlet)]
         taken = outlet.offer(Batch(rest)) if rest else None
         if taken == "written":
             self.written += len(rest)
@@ -340,31 +333,34 @@ class Broadcaster:
 
     def audience(self, topic: str) -> list[Outlet]:
         """The outlets that a record of this topic goes to, each once."""
-        named = self._groups.get(Selector(topic, exact=True), {})
-        wildcards = self._wildcards_for(topic)
-        if not wildcards:
-            return list(named)
-        groups = [named, *(self._groups[selector] for selector in wildcards)]
+        groups = self._groups.choosing(topic)
+        if len(groups) == 1:
+            return list(groups[0])
         return list(dict.fromkeys(outlet for group in groups for outlet in group))
+
+    def _reaches(self, topic: str, outlet: Outlet) -> bool:
+        return any(outlet in group for group in self._groups.choosing(topic))
 
     def close(self, reason: EndReason) -> None:
         """End every outlet."""
-        for outlet in {outlet for group in self._groups.values() for outlet in group}:
+        for outlet in list(self._attached):
             self.detach(outlet, reason)
 
     @property
     def outlets(self) -> int:
         """How many outlets are attached."""
-        return len({outlet for group in self._groups.values() for outlet in group})
+        return len(self._attached)
 
     def _remove(self, selector: Selector, outlet: Outlet) -> None:
         if self._changed is not None:
             self._changed.add(outlet)
-        group = self._groups.get(selector, {})
-        group.pop(outlet, None)
-        if not group and self._groups.pop(selector, None) is not None and not selector.exact:
-            del self._wildcards[selector]
-            self._wildcards_for.cache_clear()
-
-    def _find_wildcards_for(self, topic: str) -> list[Selector]:
-        return [selector for selector in self._wildcards if selector.matches(topic)]
+        group = self._groups.get(selector)
+        if group is None or outlet not in group:
+            return
+        del group[outlet]
+        if not group:
+            self._groups.remove(selector)
+        if self._attached[outlet] == 1:
+            del self._attached[outlet]
+        else:
+            self._attached[outlet] -= 1

@@ -7,6 +7,7 @@
     │   ├── InvalidEvent         400   a field of an event
     │   ├── InvalidEventID       400   text that is no event ID of ours
     │   ├── InvalidTopic         400   a topic or a selector
+    │   │   └── TooWild          400   a selector with too many segments or wildcards
     │   ├── TooLarge             413   more bytes than the limit
     │   └── KeyReused            422   an idempotency key that stands for another event
     ├── InvalidToken             401   who are you?
@@ -48,6 +49,10 @@ class InvalidEventID(InvalidInput):
 
 class InvalidTopic(InvalidInput):
     """The text is no topic, or no selector of topics."""
+
+
+class TooWild(InvalidTopic):
+    """A selector with more segments or wildcards than a look-up can be asked to try."""
 
 
 class TooLarge(InvalidInput):

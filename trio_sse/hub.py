@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,7 +26,7 @@ from .record import RESERVED_PREFIX, Draft, Once
 from .retention import Retention
 from .subscription import Desk, Slow, Subscription
 from .ticker import Ticker
-from .topic import Selector, check_topic, parse_selectors
+from .topic import Selector, check_new_topic, parse_selectors
 from .wire import MAX_DATA, MAX_FRAME, framed_length
 
 MAX_KEY = 256
@@ -49,7 +49,7 @@ JUMP_S = 5.0
 """A jump of the wall clock by so many seconds is worth a line in the log."""
 
 MAX_SELECTORS = 100
-"""Most selectors of one subscriber."""
+"""Most topics and selectors that one subscriber may ask for."""
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ class Hub:
         Raises:
           TooLarge: they are more than 1,000, or hold more than 4 MiB of data. Otherwise as :meth:`publish`.
         """
-        check_topic(topic)
+        check_new_topic(topic)
         drafts: list[Draft] = []
         size = 0
         for event in events:
@@ -151,7 +151,7 @@ class Hub:
         Raises:
           KeyReused: the key stands for another event. Otherwise as :meth:`publish`.
         """
-        check_topic(topic)
+        check_new_topic(topic)
         check_publishable(event, key)
         if not (
             0 < len(idempotency_key) <= MAX_IDEMPOTENCY_KEY
@@ -197,11 +197,18 @@ class Hub:
         Raises:
           InvalidTopic: a selector is none, or there are none or too many.
         """
-        parsed = parse_selectors(s.text if isinstance(s, Selector) else s for s in selectors)
-        if not 0 < len(parsed) <= MAX_SELECTORS:
-            raise InvalidTopic(f"{len(parsed)} topics were asked for: ask for 1 to {MAX_SELECTORS}")
+        asked = dict.fromkeys(s.text if isinstance(s, Selector) else s for s in selectors)
+        check_count(asked)
+        return self.subscribe_to(parse_selectors(asked), last_event_id=last_event_id, slow=slow)
+
+    def subscribe_to(
+        self, selectors: Sequence[Selector], *, last_event_id: str | EventID | None = None, slow: Slow = "catch-up"
+    ) -> Subscription:
+        """As :meth:`subscribe`, for at least one selector, but as many as what was asked for and what is allowed make
+        together: who calls it has counted what was asked for.
+        """
         cursor = None if last_event_id is None else str(last_event_id)
-        return Subscription(self._desk, parsed, cursor, slow)
+        return Subscription(self._desk, selectors, cursor, slow)
 
     def subscribers(self, topic: str) -> int:
         """How many subscribers an event of this topic would reach now."""
@@ -324,6 +331,16 @@ async def open_hub(
         await nursery.start(hub.run)
         yield hub
         nursery.cancel_scope.cancel()
+
+
+def check_count(asked: Collection[str]) -> None:
+    """Whether one subscriber may ask for so many topics and selectors, before any of them is looked at.
+
+    Raises:
+      InvalidTopic: there are none or too many.
+    """
+    if not 0 < len(asked) <= MAX_SELECTORS:
+        raise InvalidTopic(f"{len(asked)} topics were asked for: ask for 1 to {MAX_SELECTORS}")
 
 
 def check_publishable(event: Event, key: str | None = None) -> None:

@@ -4,7 +4,10 @@ A topic is ``/``-separated text, such as ``room/42``. In a selector ``*`` stands
 ``**`` for one or more. Topics under ``user/`` are private, so wildcards never reach them: only a selector
 that names one whole matches it.
 
-Matching walks both sides once, so no selector can be made expensive. Two selectors always meet in one selector
+Matching walks both sides once, so no selector can be made expensive. Nor can many of them (:mod:`.selector_index`):
+that rests on two bounds, on the segments of what is published to and of wildcards, and on the ``*`` in a selector. A
+selector that names one whole topic is as cheap whatever its depth, and may name one that was kept before there were
+bounds. Two selectors always meet in one selector
 or in none (:meth:`Selector.meet`): what a caller asked for, cut down to what its token allows, is again a
 plain set of selectors, and nothing behind the door needs to know of tokens.
 """
@@ -19,10 +22,18 @@ from functools import lru_cache
 from typing import Self
 from urllib.parse import unquote_to_bytes
 
-from .errors import InvalidTopic
+from .errors import InvalidTopic, TooWild
 
 MAX_TOPIC = 256
 """Most bytes of UTF-8 in a topic or a selector."""
+
+MAX_SEGMENTS = 32
+"""Most segments of a topic that is published to, and of a selector with wildcards: as deep as anybody names things,
+and a bound on the steps of a look-up."""
+
+MAX_STARS = 3
+"""Most ``*`` in a selector, beside a last ``**``. At each of them a look-up goes two ways, so this bounds how many ways
+there are: 5,489 through the 32 segments of a topic."""
 
 PRIVATE = "user"
 """The first segment of private topics: ``user/<sub>`` is somebody's own inbox."""
@@ -40,6 +51,18 @@ def check_topic(text: str) -> str:
     for segment in _segments("topic", text):
         if segment in _WILDCARDS:
             raise InvalidTopic(f"a topic has no wildcards: the segment {segment!r} belongs in a selector")
+    return text
+
+
+def check_new_topic(text: str) -> str:
+    """The same text, if it is a topic that may be published to.
+
+    Raises:
+      InvalidTopic: it is not; the message says which rule it breaks.
+    """
+    count = check_topic(text).count("/") + 1
+    if count > MAX_SEGMENTS:
+        raise InvalidTopic(f"the topic has {count} segments; {MAX_SEGMENTS} are allowed")
     return text
 
 
@@ -74,6 +97,7 @@ class Selector:
 
         Raises:
           InvalidTopic: it breaks a rule of topics, has ``**`` before its end, or has a wildcard under ``user/``.
+          TooWild: it has wildcards, and more segments or ``*`` than allowed.
         """
         segments = _segments("selector", text)
         if "**" in segments[:-1]:
@@ -81,6 +105,10 @@ class Selector:
         exact = not any(segment in _WILDCARDS for segment in segments)
         if segments[0] == PRIVATE and not exact:
             raise InvalidTopic(f"wildcards never reach {PRIVATE}/: name the topic")
+        if not exact and len(segments) > MAX_SEGMENTS:
+            raise TooWild(f"the selector has {len(segments)} segments; with wildcards {MAX_SEGMENTS} are allowed")
+        if (stars := segments.count("*")) > MAX_STARS:
+            raise TooWild(f"the selector has {stars} times *; {MAX_STARS} are allowed, and ** as the last segment")
         return cls(text, exact)
 
     def matches(self, topic: str) -> bool:
@@ -114,6 +142,20 @@ class Selector:
                 return None
             met.append(other_segment if one_segment == "*" else one_segment)
         return _met(met) if len(mine) == len(its) else None
+
+    def contains(self, other: Selector) -> bool:
+        """Whether it chooses every topic that the other chooses."""
+        if self.exact or other.exact:
+            return other.exact and self.matches(other.text)
+        mine, its = self.text.split("/"), other.text.split("/")
+        if mine[-1] != "**":
+            if its[-1] == "**" or len(its) != len(mine):
+                return False
+        else:
+            mine.pop()
+            if len(its) <= len(mine):
+                return False
+        return all(one in ("*", two) for one, two in zip(mine, its, strict=False))
 
 
 def parse_selectors(texts: Iterable[str]) -> tuple[Selector, ...]:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from ..errors import InvalidTopic
 from ..settings import PREFIX
-from ..topic import check_topic
+from ..topic import check_new_topic
 from .accounting import MAX_STAMP
 from .engine import Engine
 from .machine import make_room
@@ -210,7 +210,7 @@ def _target(
     topics = topics or (f"load/{secrets.token_hex(4)}",)
     try:
         for topic in topics:
-            check_topic(topic)
+            check_new_topic(topic)
     except InvalidTopic as error:
         raise LoadError(str(error)) from None
     site = link.find(verify=verify)

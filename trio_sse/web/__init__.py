@@ -17,7 +17,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGILifespan
 from werkzeug.exceptions import HTTPException
 
-from .. import server
+from .. import seldom, server
 from ..auth import Authority, Grant
 from ..errors import HubFailed, TrioSSEError
 from ..hub import Hub, open_hub
@@ -129,7 +129,12 @@ class TrioSSE(QuartTrio):
         Raises:
           InvalidToken: it came with a token that does not hold.
         """
-        return grant_of(request, self.authority, query_token=self.settings.query_token)
+        grant = grant_of(request, self.authority, query_token=self.settings.query_token)
+        if grant.unusable:
+            of = "its token" if grant.subject is None else f"the token of {grant.subject!r}"
+            many, first = len(grant.unusable), grant.unusable[0]
+            seldom.say(log, "%d of the selectors in %s count for nothing, the first of them %s", many, of, first)
+        return grant
 
     def check_open(self, path: str) -> None:
         """Whether a request may be served; when the hub ends, few are.

@@ -19,7 +19,7 @@ from ..errors import HubFailed, InvalidEvent, InvalidInput, InvalidToken, TrioSS
 from ..event import DEFAULT_TYPE, Event, EventID
 from ..expiry import Expiry
 from ..hub import check_publishable
-from ..topic import Selector, topic_from_path
+from ..topic import Selector, check_new_topic, topic_from_path
 from ..wire import CONTENT_TYPE, Decoder
 from .caller import parameters, single
 from .connection import Disconnected, Incoming
@@ -72,7 +72,7 @@ def add_routes(app: TrioSSE) -> None:
 
     @app.post("/topics/<any:_topic>")
     async def publish(_topic: str) -> Response:
-        topic = _topic_of_request()
+        topic = check_new_topic(_topic_of_request())
         grant = app.grant(request)
         grant.check_publish(topic)
         publisher = grant.publisher

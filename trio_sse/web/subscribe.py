@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import trio
 from quart import Response, request
 
+from ..auth import Grant
 from ..errors import InvalidInput
 from ..event import EventID
+from ..hub import check_count
+from ..selector_index import without_contained
 from ..stream import EventStream
 from ..subscription import EARLIEST, Slow
-from ..topic import inbox, parse_selectors
+from ..topic import Selector, inbox, parse_selectors
 from .caller import address_of, parameters, single
 
 if TYPE_CHECKING:
@@ -30,14 +34,29 @@ def add_routes(app: TrioSSE) -> None:
             if grant.subject is None:
                 raise InvalidInput("name at least one topic: /events?topic=lobby")
             topics = [inbox(grant.subject)]
-        selectors = grant.readable(parse_selectors(topics))
-        subscription = app.hub.subscribe(*selectors, last_event_id=_cursor(values), slow=_slow(values))
+        selectors = await _readable(grant, topics)
+        subscription = app.hub.subscribe_to(selectors, last_event_id=_cursor(values), slow=_slow(values))
         await subscription.locate()
         return EventStream(
             subscription,
             expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time(),
             while_open=app.limits.place(address_of(request, app.settings.trusted_proxies), grant.subject),
         )
+
+
+async def _readable(grant: Grant, topics: list[str]) -> tuple[Selector, ...]:
+    """What the caller may read of what was asked for: counted, then read, then cut down, with pauses for others."""
+    asked = dict.fromkeys(topics)
+    check_count(asked)
+    met: list[Selector] = []
+    for some in grant.met(parse_selectors(asked)):
+        met += some
+        await trio.lowlevel.checkpoint()
+    kept: list[Selector] = []
+    for some_kept in without_contained(met):
+        kept += some_kept
+        await trio.lowlevel.checkpoint()
+    return tuple(kept)
 
 
 def _slow(values: dict[str, list[str]]) -> Slow:
