@@ -249,7 +249,7 @@ def main() -> None:
         path = Path(folder) / "hub.db"
         with (
             mock.patch("trio_sse.journal.writer.MAX_EMPTY_TOPICS", 2),
-            mock.patch("trio_sse.journal.writer.MAX_LOST", 5),
+            mock.patch("trio_sse.journal.lost.MAX_LOST", 5),
         ):
             trio.run(write, path)
         written = path.read_bytes()

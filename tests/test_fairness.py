@@ -21,9 +21,9 @@ from trio_sse.event import Event
 from trio_sse.hub import MAX_TOGETHER, Hub
 from trio_sse.journal.appends import COMMIT_COST
 from trio_sse.journal.contract import BACKLOG_BYTES, Journal
+from trio_sse.journal.held import Change, Write
 from trio_sse.journal.memory import MemoryJournal
 from trio_sse.journal.sqlite import SQLiteJournal, open_sqlite
-from trio_sse.journal.writer import Change, Write
 from trio_sse.record import Draft
 from trio_sse.retention import Retention
 from trio_sse.turns import Gate

@@ -275,7 +275,7 @@ async def test_a_memory_journal_under_a_clock_that_went_back_knows_old_cursors_u
 
 TAKEN_AWAY: dict[str, tuple[Retention, Callable[[int], str]]] = {
     "by number": (FEW, str),
-    "by bytes": (Retention(bytes=3 * 1_200), lambda number: f"{number}".zfill(1_100)),
+    "by bytes": (Retention(bytes=1_100_000), lambda number: f"{number}".zfill(300_000)),
     "by age": (Retention(seconds=2.5), str),
 }
 

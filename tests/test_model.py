@@ -35,6 +35,7 @@ from trio_sse.errors import InvalidEventID
 from trio_sse.event import ORIGIN, Event, EventID
 from trio_sse.hub import Hub, open_hub
 from trio_sse.journal import sqlite
+from trio_sse.journal.costs import MEMORY, SQLITE, Costs
 from trio_sse.record import Gap, GapReason, Record
 from trio_sse.retention import Keep, Retention
 from trio_sse.subscription import Slow, Subscription
@@ -68,13 +69,15 @@ class Known:
     key: str | None
     data: str
     size: int
+    publisher: str = ""
 
 
 class Reference:
     """All events there were in this life of the journal, and which of them it has removed."""
 
-    def __init__(self, born: EventID) -> None:
+    def __init__(self, born: EventID, costs: Costs) -> None:
         self.born = born
+        self.costs = costs
         self.events: list[Known] = []
         self.kept: list[Known] = []
         self.unreplaced: set[EventID] = set()  # removed while they were the newest of their key
@@ -92,20 +95,45 @@ class Reference:
     def add(self, events: list[Known], kept: set[EventID], retention: Retention, now_ms: int, *, trimmed: bool) -> None:
         """There are these new events, and it keeps those now: no fewer than it must, and no more if it was trimmed."""
         assert all(before < after for before, after in zip([self.newest, *ids(events)], ids(events), strict=False))
-        least = self.kept
-        for event in events:
+        least, most = self.kept, [*self.kept, *events]
+        safe = set(ids(most))
+        for place, event in enumerate(events, 1):
             least = allowed([*least, event], retention, now_ms)
-        most = [*self.kept, *events]
-        assert set(ids(allowed(least, retention, now_ms))) <= kept <= set(ids(most))
+            before = [*self.kept, *events[:place]]
+            safe -= set(ids(before)) - self.untouchable(before, retention)
+        safe &= self.untouchable(most, retention)
+        assert safe & set(ids(allowed(least, retention, now_ms))) <= kept <= set(ids(most))
         if trimmed:
             assert kept <= set(ids(allowed(most, retention, now_ms)))
+            assert self.cost([event for event in most if event.id in kept]) <= retention.bytes
         self.events += events
         self.kept = [event for event in most if event.id in kept]
         self.unreplaced |= {e.id for e in self.events if self.removed(e) and not self.replaced(e)}
 
+    def cost(self, events: list[Known]) -> int:
+        """Bytes that these count as."""
+        held = sum(self.costs.of_topic(topic) for _, topic in {(event.publisher, event.topic) for event in events})
+        return held + sum(self.costs.of_event(event.size, event.key) for event in events)
+
+    def untouchable(self, events: list[Known], retention: Retention) -> set[EventID]:
+        """Of these, what no lack of room takes away: of publishers that hold less than an even share, and of topics
+        that hold less than an even share of what their publisher may have. What is no event has a quarter at most.
+        """
+        safe: set[EventID] = set()
+        publishers = {event.publisher for event in events}
+        for publisher in publishers:
+            own = [event for event in events if event.publisher == publisher]
+            topics = {event.topic for event in own}
+            share = retention.bytes * 3 / 4 / len(publishers)
+            for topic in topics:
+                held = [event for event in own if event.topic == topic]
+                if self.cost(own) < share or self.cost(held) < share / len(topics):
+                    safe |= set(ids(held))
+        return safe
+
 
 def allowed(events: list[Known], retention: Retention, now_ms: int) -> list[Known]:
-    """What retention lets a journal keep of these: of each topic the newest, and of those the newest in all."""
+    """What the topics' own limits let a journal keep of these: of each the newest."""
     kept: list[Known] = []
     for topic in {event.topic for event in events}:
         limits, size = retention.of(topic), 0
@@ -114,10 +142,7 @@ def allowed(events: list[Known], retention: Retention, now_ms: int) -> list[Know
             if count >= limits.events or size > limits.bytes or now_ms - event.id.ms > limits.seconds * 1000:
                 break
             kept.append(event)
-    kept.sort(key=lambda event: event.id)
-    while sum(event.size for event in kept) > retention.bytes:
-        del kept[0]
-    return kept
+    return sorted(kept, key=lambda event: event.id)
 
 
 def ids(events: Iterable[Known]) -> list[EventID]:
@@ -238,7 +263,7 @@ RETENTIONS = [
     Retention(events=3),
     Retention(),
     Retention(seconds=60),
-    Retention(events=4, seconds=600, bytes=700),
+    Retention(events=40, seconds=600, bytes=100_000),
     Retention(topics={"room/2": Keep(seconds=30), "room/*": Keep(events=2), "**": Keep(bytes=200)}),
 ]
 
@@ -251,7 +276,8 @@ A_DAY_MS = 24 * 3600 * 1000
 
 KEYS = st.sampled_from([None, "k", "l", "m"])
 CHOSEN = st.sampled_from(["room/1", "room/1", "room/2", "room/2", "price", "user/ada"])
-SIZES = st.sampled_from([0, 100])
+SIZES = st.sampled_from([0, 100, 10_000])
+PUBLISHERS = st.sampled_from(["", "ada", "bob"])
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -279,7 +305,7 @@ class HubMachine(RuleBasedStateMachine):
     def begin(self, retention: Retention, buffer_events: int, page: int) -> None:
         self.retention, self.buffer_events = retention, buffer_events
         subscription.PAGE = page  # as it was, when the test is over
-        self.reference = Reference(EventID(self.now_ms(), 0))
+        self.reference = Reference(EventID(self.now_ms(), 0), SQLITE if self.persistent else MEMORY)
         self.open()
 
     def open(self) -> None:
@@ -338,7 +364,7 @@ class HubMachine(RuleBasedStateMachine):
             # A journal that forgets can tell its lives apart only by a clock that goes on.
             newest = max([self.reference.newest.ms, *[EventID.parse(cursor).ms for cursor in self.given]])
             self.clock.now = max(self.clock.now, newest / 1000 + 1)
-            self.reference = Reference(EventID(self.now_ms(), 0))
+            self.reference = Reference(EventID(self.now_ms(), 0), MEMORY)
             self.once = {}
         self.open()
 
@@ -356,28 +382,29 @@ class HubMachine(RuleBasedStateMachine):
 
     # -- what happens in it --------------------------------------------------------------------------------
 
-    @rule(events=st.lists(st.tuples(CHOSEN, KEYS, SIZES), min_size=1, max_size=8))
-    def publish(self, events: list[tuple[str, str | None, int]]) -> None:
+    @rule(events=st.lists(st.tuples(CHOSEN, KEYS, SIZES, PUBLISHERS), min_size=1, max_size=8))
+    def publish(self, events: list[tuple[str, str | None, int, str]]) -> None:
         """So many publishers at once, of one event each."""
         known: list[Known] = []
 
-        async def one(topic: str, key: str | None, data: str) -> None:
-            known.append(self.known(await self.hub.publish(topic, data, key=key), topic, key, data))
+        async def one(topic: str, key: str | None, data: str, publisher: str) -> None:
+            id = await self.hub.publish(topic, data, key=key, publisher=publisher)
+            known.append(self.known(id, topic, key, data, publisher))
 
         async def all_of_them() -> None:
             async with trio.open_nursery() as nursery:
-                for topic, key, size in events:
-                    nursery.start_soon(one, topic, key, self.data(size))
+                for topic, key, size, publisher in events:
+                    nursery.start_soon(one, topic, key, self.data(size), publisher)
 
         self.run(all_of_them)
         self.look(sorted(known, key=lambda event: event.id))
 
-    @rule(topic=CHOSEN, key=KEYS, sizes=st.lists(SIZES, min_size=1, max_size=8))
-    def publish_many(self, topic: str, key: str | None, sizes: list[int]) -> None:
+    @rule(topic=CHOSEN, key=KEYS, sizes=st.lists(SIZES, min_size=1, max_size=8), publisher=PUBLISHERS)
+    def publish_many(self, topic: str, key: str | None, sizes: list[int], publisher: str) -> None:
         """One publisher, of some events together."""
         data = [self.data(size) for size in sizes]
-        given = self.run(lambda: self.hub.publish_many(topic, map(Event, data), key=key))
-        self.look([self.known(id, topic, key, each) for id, each in zip(given, data, strict=True)])
+        given = self.run(lambda: self.hub.publish_many(topic, map(Event, data), key=key, publisher=publisher))
+        self.look([self.known(id, topic, key, each, publisher) for id, each in zip(given, data, strict=True)])
 
     @rule(name=st.integers(0, 2))
     def publish_once(self, name: int) -> None:
@@ -393,9 +420,9 @@ class HubMachine(RuleBasedStateMachine):
         self.published += 1
         return f"{self.published} {'x' * size}"
 
-    def known(self, id: EventID, topic: str, key: str | None, data: str) -> Known:
+    def known(self, id: EventID, topic: str, key: str | None, data: str, publisher: str = "") -> Known:
         assert all(id > EventID.parse(cursor) for cursor in self.given), "somebody was told of a later one before"
-        return Known(id, topic, key, data, len(f"id: {id}\ndata: {data}\n\n"))
+        return Known(id, topic, key, data, len(f"id: {id}\ndata: {data}\n\n"), publisher)
 
     @rule(move_s=st.sampled_from(MOVES_S))
     def trim(self, move_s: float) -> None:

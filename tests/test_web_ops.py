@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from trio_sse.journal.costs import MEMORY
+
 from .conftest import KEY, Listener, ask, bearer, eventually, metric, publish, sign
 from .serving import Server, serving
 
@@ -87,6 +89,7 @@ def test_the_metrics_are_what_prometheus_reads(server: Server) -> None:
         "turned_away": "counter",
         "journal_events": "gauge",
         "journal_bytes": "gauge",
+        "journal_evicted": "counter",
         "journal_topics": "gauge",
         "publish_to_last_write_seconds": "histogram",
     }
@@ -101,13 +104,12 @@ def test_what_is_published_and_delivered_is_counted(server: Server, topic: str) 
     with Listener(server, target) as one, Listener(server, target) as other:
         one.take(), other.take()
         assert metric(server, "trio_sse_streams") == before["streams"] + 2
-        frames = 0
         for _ in range(3):
             publish(server, topic, "hello")
             frame = one.take()
             assert frame == other.take()
-            frames += len(frame)
-    expected = [3, 6, 3, 1, frames, 0]
+    counted = MEMORY.of_topic(topic) + MEMORY.of_events(3, 3, 3 * len(frame), 0)
+    expected = [3, 6, 3, 1, counted, 0]
     assert eventually(lambda: [metric(server, f"trio_sse_{name}") - before[name] for name in names] == expected)
 
 

@@ -64,9 +64,13 @@ class Record:
     publisher: str = ""
 
     @classmethod
-    def write(cls, id: EventID, draft: Draft) -> Self:
-        """The one place where an event of the journal becomes bytes."""
-        return cls(id, draft.topic, wire.encode(draft.event, id=str(id)), draft.key, draft.publisher)
+    def write(cls, id: EventID, draft: Draft, topic: str | None = None) -> Self:
+        """The one place where an event of the journal becomes bytes.
+
+        ``topic`` is the draft's topic as an object that others hold already, so that its text is in memory once.
+        """
+        frame = wire.encode(draft.event, id=str(id))
+        return cls(id, draft.topic if topic is None else topic, frame, draft.key, draft.publisher)
 
 
 @dataclass(frozen=True, slots=True)

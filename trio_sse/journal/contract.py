@@ -10,6 +10,7 @@ follower has seen an ID, nothing smaller appears.
 from __future__ import annotations
 
 import abc
+import logging
 import math
 import time
 from collections import deque
@@ -19,22 +20,31 @@ from typing import Final, NamedTuple, Self
 
 import trio
 
+from .. import seldom
 from ..event import ORIGIN, EventID
 from ..record import Draft, Once, Record
 from ..retention import Retention
 from ..topic import Selector
 
 ONCE_S, MAX_ONCE = 24 * 3600, 100_000
-"""An idempotency key is known for so many seconds, and so many of them are, the newest."""
+"""An idempotency key is known for so many seconds, and so many of them are; with more, or with more than their share
+of a journal's bytes, the publisher that has most gives its oldest."""
 
 REUSED = "this idempotency key stands for another event of the topic: give each event a key of its own"
 """What is said of a key that stands for another event."""
 
 MAX_TOPICS = 100_000
-"""Most topics that have events; beyond it the oldest events go, whatever their topic."""
+"""Most topics that have events, counted for each of their publishers; beyond it the publisher with most gives the one
+in which it published nothing for longest."""
 
 MAX_EMPTY_TOPICS = 10_000
 """Most topics of which nothing but the floor is kept, before the coarse floor stands for the oldest."""
+
+FULL = (
+    "the journal is full: the publishers that hold most give their oldest events, which their topics' own limits would "
+    "keep; raise TRIO_SSE_RETENTION_BYTES, or lower what each topic keeps (trio_sse_journal_evicted counts them)"
+)
+"""What the log hears, with no name in it, so that it is one line a minute whoever they are."""
 
 FORGOTTEN = ""
 """Stands for the topics that are forgotten, in place of a topic's name."""
@@ -53,6 +63,9 @@ COST_BYTES = 2048
 
 PAGE_BYTES = 1024 * 1024
 """Most bytes of frames in one page, beyond its first record."""
+
+
+log = logging.getLogger(__name__)
 
 
 def cost_of(drafts: Sequence[Draft]) -> int:
@@ -99,8 +112,11 @@ class JournalStatistics:
 
     events: int
     bytes: int
+    """What all that it holds is counted as, events and what it knows beside them."""
     topics: int
     last_event_id: EventID | None
+    evicted: int = 0
+    """Events removed for room since it was opened, which their topics' own limits would have kept."""
 
 
 class Journal(abc.ABC):
@@ -121,6 +137,7 @@ class Journal(abc.ABC):
         self._positions_below = math.inf  # so many milliseconds a position may have
         self.tail = ORIGIN
         """The highest ID that is visible."""
+        self._evicted = 0
         self.broken = False
         """Whether it can keep nothing any more, because something in it failed that nobody expected."""
         self.unwritable: str | None = None
@@ -146,8 +163,8 @@ class Journal(abc.ABC):
         """Give a draft a place, unless one with the same key of the same subject has one in the same topic.
 
         Returns the ID, and whether it was given before. The key is kept with the event, as well as the event, and
-        also when the event is removed: for :data:`ONCE_S`, and as one of :data:`MAX_ONCE`. Of two at the same time
-        the second waits for the first.
+        also when the event is removed: for :data:`ONCE_S`, and as one of :data:`MAX_ONCE`, unless others need the room
+        and its publisher has most. Of two at the same time the second waits for the first.
 
         Raises:
           KeyReused: what has the place is another event. JournalError: as :meth:`append`.
@@ -230,8 +247,18 @@ class Journal(abc.ABC):
         records = []
         for draft in drafts:
             self._last = self._last.next(now)
-            records.append(Record.write(self._last, draft))
+            records.append(Record.write(self._last, draft, self._known_topic(draft.topic)))
         return records
+
+    def _known_topic(self, topic: str) -> str:
+        """The same text, as an object that is in memory already if there is one."""
+        return topic
+
+    def _note_evicted(self, events: int) -> None:
+        """Count events that made room for others, and tell the operator."""
+        if events:
+            self._evicted += events
+            seldom.say(log, FULL)
 
     def publish(self, records: Sequence[Record]) -> None:
         """Make records visible to the followers, and move the tail."""

@@ -25,6 +25,7 @@ from ..event import EventID
 from ..record import Record
 from ..topic import Selector, matching
 from .contract import FORGOTTEN, MERGED_TOPICS, Floors, Page
+from .costs import MEMORY
 from .file import JournalFile
 
 APPLICATION_ID = 0x74735345  # "tsSE", in the file's header (PRAGMA application_id)
@@ -59,6 +60,25 @@ SCHEMA = (
         id INTEGER PRIMARY KEY, subject TEXT NOT NULL, topic TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
         UNIQUE (subject, topic, key)
     ) STRICT;
+    """,
+    # Who published what, and the sums of each publisher in each topic; all there was before is charged to those who
+    # have no name. The sums of a topic are those of its holdings.
+    """
+    CREATE TABLE publisher (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+    INSERT INTO publisher VALUES (0, '');
+    ALTER TABLE record ADD COLUMN publisher INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE once ADD COLUMN publisher INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE holding (
+        id INTEGER PRIMARY KEY, publisher INTEGER NOT NULL, topic INTEGER NOT NULL, events INTEGER NOT NULL,
+        unkeyed INTEGER NOT NULL, frames INTEGER NOT NULL, keyed INTEGER NOT NULL, newest INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO holding (publisher, topic, events, unkeyed, frames, keyed, newest)
+        SELECT 0, topic, count(*), count(*) - count(key), sum(length(frame)),
+            coalesce(sum(length(CAST(key AS BLOB))), 0), max(id)
+        FROM record GROUP BY topic;
+    ALTER TABLE topic DROP COLUMN events;
+    ALTER TABLE topic DROP COLUMN unkeyed;
+    ALTER TABLE topic DROP COLUMN bytes;
     """,
 )
 """From nothing to version 1, from there to version 2, and so on (PRAGMA user_version)."""
@@ -237,7 +257,7 @@ def forget_old_key(db: sqlite3.Connection) -> None:
 
 # -- reading it ------------------------------------------------------------------------------------------------------
 
-Row = tuple[int, int, str | None, bytes]
+Row = tuple[int, int, str | None, bytes, str]
 
 
 def read(
@@ -251,26 +271,28 @@ def read(
         names = {id: name for id, name, _, _ in topics if name != FORGOTTEN}
         records: list[Record] = []
         size = 0
-        for id, topic, key, frame in _rows(reader, list(names), after.packed(), limit):
+        for id, topic, key, frame, publisher in _rows(reader, list(names), after.packed(), limit):
             size += len(frame)
             if size > most_bytes and records:
                 return Page(records, floors, losses, more=True)
-            records.append(Record(EventID.unpacked(id), names[topic], frame, key))
+            records.append(Record(EventID.unpacked(id), names[topic], frame, key, publisher))
     return Page(records, floors, losses, more=len(records) == limit)
 
 
-def read_newest(reader: sqlite3.Connection, most: int, most_bytes: int) -> list[Record]:
+def read_newest(reader: sqlite3.Connection, most: int, most_bytes: float) -> list[Record]:
     """The newest records of all topics, as many as fit, oldest first."""
     query = (
-        "SELECT record.id, name, frame, key FROM record JOIN topic ON topic.id = record.topic "
-        "ORDER BY record.id DESC LIMIT ?"
+        "SELECT record.id, topic.name, frame, key, publisher.name FROM record JOIN topic ON topic.id = record.topic "
+        "JOIN publisher ON publisher.id = record.publisher ORDER BY record.id DESC LIMIT ?"
     )
     records: list[Record] = []
-    for id, topic, frame, key in reader.execute(query, (most,)):
-        most_bytes -= len(frame)
+    names: dict[str, str] = {}  # each text is in memory once
+    for id, topic, frame, key, publisher in reader.execute(query, (most,)):
+        most_bytes -= MEMORY.of_event(len(frame), key)
         if most_bytes < 0:
             break
-        records.append(Record(EventID.unpacked(id), topic, frame, key))
+        shared = names.setdefault(topic, topic), names.setdefault(publisher, publisher)
+        records.append(Record(EventID.unpacked(id), shared[0], frame, key, shared[1]))
     return records[::-1]
 
 
@@ -278,6 +300,13 @@ def newest_before(reader: sqlite3.Connection, topic: int, before: EventID | None
     """The newest ID of a topic, below another ID or of all."""
     query = "SELECT max(id) FROM record WHERE topic = ? AND id < ?"
     (id,) = reader.execute(query, (topic, HIGHEST if before is None else before.packed())).fetchone()
+    return None if id is None else EventID.unpacked(id)
+
+
+def newest_of(reader: sqlite3.Connection, topic: str) -> EventID | None:
+    """The newest ID of the topic of a name."""
+    query = "SELECT max(id) FROM record WHERE topic = (SELECT id FROM topic WHERE name = ?)"
+    (id,) = reader.execute(query, (topic,)).fetchone()
     return None if id is None else EventID.unpacked(id)
 
 
@@ -299,7 +328,9 @@ def _choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> list[t
 
 
 def _rows(reader: sqlite3.Connection, topics: Sequence[int], after: int, limit: int) -> Iterator[Row]:
-    columns = "SELECT id, topic, key, frame FROM record"
+    columns = (
+        "SELECT id, topic, key, frame, (SELECT name FROM publisher WHERE publisher.id = record.publisher) FROM record"
+    )
     if len(topics) > MERGED_TOPICS:
         query = columns + " WHERE id > ? AND +topic IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"  # noqa: S608  # all constants
         yield from reader.execute(query, (after, json.dumps(topics), limit))

@@ -8,7 +8,7 @@ it too.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from ..record import Draft, Once, Record
 from ..retention import Ages, Limits, Retention
 from ..topic import Selector
 from ..turns import Gate
+from .accounts import Account, Accounts, Holding
 from .contract import (
     MAX_EMPTY_TOPICS,
     MAX_LOST,
@@ -32,6 +33,7 @@ from .contract import (
     Page,
     cost_of,
 )
+from .costs import EMPTY_SHARE, KEYS_SHARE, LOST_SHARE, MEMORY
 from .shelf import Shelf, Topic
 
 
@@ -44,9 +46,13 @@ class MemoryJournal(Journal):
         self._shelf = Shelf(self.born)
         self._kept: dict[str, _Kept] = {}
         self._empty: dict[str, None] = {}
+        self._empty_bytes = 0
         self._ages = Ages()
         self._lost: deque[tuple[_Kept, str | None, EventID]] = deque()
-        self._once: dict[tuple[str | None, str, str], tuple[bytes, EventID]] = {}
+        self._lost_bytes = 0
+        self._accounts = Accounts()
+        self._once: dict[_Name, _Once] = {}
+        self._once_of: dict[Account, OrderedDict[_Name, None]] = {}
         self._signing_key: str | None = None
         self._gate = Gate(1)  # to the room that followers have left
 
@@ -57,16 +63,14 @@ class MemoryJournal(Journal):
     async def append_once(self, draft: Draft, once: Once) -> tuple[EventID, bool]:
         await self._turn([draft])
         name = (once.subject, draft.topic, once.key)
-        body, id = self._once.get(name, (b"", self.born))
-        if body and id >= self.knows_key_since(self.now_ms()):
-            if body != once.body:
-                raise KeyReused(REUSED)
-            return id, True
-        (id,) = self._append([draft])
-        self._once.pop(name, None)
-        self._once[name] = (once.body, id)
-        if len(self._once) > MAX_ONCE:
-            del self._once[next(iter(self._once))]
+        known = self._once.get(name)
+        if known is not None:
+            if known.id >= self.knows_key_since(self.now_ms()):
+                if known.body != once.body:
+                    raise KeyReused(REUSED)
+                return known.id, True
+            self._drop_once(name)
+        (id,) = self._append([draft], once)
         return id, False
 
     async def _turn(self, drafts: Sequence[Draft]) -> None:
@@ -98,14 +102,15 @@ class MemoryJournal(Journal):
                 self._limit(kept, now_ms)
                 if len(kept.topic):
                     self._ages.look(name, kept.limits.too_old_at(kept.topic[0].id.ms))
-        self._trim()
         known = self.knows_key_since(now_ms)
-        while self._once and self._once[first := next(iter(self._once))][1] < known:
-            del self._once[first]
+        while self._once and self._once[first := next(iter(self._once))].id < known:
+            self._drop_once(first)
+        self._trim()
 
     def statistics(self) -> JournalStatistics:
-        shelf = self._shelf
-        return JournalStatistics(shelf.events, shelf.bytes, len(self._kept) - len(self._empty), shelf.newest())
+        shelf, size = self._shelf, self._accounts.bytes + self._beside
+        topics = len(self._kept) - len(self._empty)
+        return JournalStatistics(shelf.events, size, topics, shelf.newest(), self._evicted)
 
     async def signing_key(self, fresh: str) -> str:
         await trio.lowlevel.checkpoint()
@@ -116,7 +121,11 @@ class MemoryJournal(Journal):
         await trio.lowlevel.checkpoint()
         self._signing_key = None
 
-    def _append(self, drafts: Sequence[Draft]) -> list[EventID]:
+    def _known_topic(self, topic: str) -> str:
+        kept = self._kept.get(topic)
+        return topic if kept is None else kept.topic.name
+
+    def _append(self, drafts: Sequence[Draft], once: Once | None = None) -> list[EventID]:
         records = self.write(drafts)
         now_ms = self.now_ms()
         full: dict[str, _Kept] = {}
@@ -127,14 +136,20 @@ class MemoryJournal(Journal):
                 kept = self._kept[record.topic] = _Kept(topic, self.retention.of(record.topic), topic.floor)
             topic, limits = kept.topic, kept.limits
             if not len(topic):
-                self._empty.pop(record.topic, None)
+                if topic.name in self._empty:
+                    del self._empty[topic.name]
+                    self._empty_bytes -= MEMORY.of_topic(topic.name)
                 self._ages.look(topic.name, limits.too_old_at(record.id.ms))
             self._shelf.add(record)
-            kept.added(record)
+            self._charge(record, topic)
+            if kept.added(record):
+                self._lost_bytes -= MEMORY.of_lost(record.key)
             if len(topic) > limits.events or topic.bytes > limits.bytes:
                 full[topic.name] = kept
         for kept in full.values():
             self._limit(kept, now_ms)
+        if once is not None:
+            self._keep_once(once, records[0])
         self._trim()
         self.publish(records)
         return [record.id for record in records]
@@ -144,35 +159,108 @@ class MemoryJournal(Journal):
         topic = kept.topic
         oldest = ((record.id.ms, len(record.frame)) for record in topic)
         if count := kept.limits.excess(len(topic), topic.bytes, oldest, now_ms):
-            self._remove(kept, count)
+            topic = kept.topic
+            self._removed(kept, self._shelf.remove(topic, topic[count - 1].id))
+
+    @property
+    def _beside(self) -> int:
+        """Bytes of what is known beside events."""
+        return self._accounts.key_bytes + self._lost_bytes + self._empty_bytes
 
     def _trim(self) -> None:
-        """Remove the oldest events, whatever their topic, until the bytes and the number of topics are right."""
-        while self._shelf.bytes > self.retention.bytes or len(self._kept) - len(self._empty) > MAX_TOPICS:
-            topic = self._shelf.oldest()
-            assert topic is not None
-            self._remove(self._kept[topic.name], 1)
-        while len(self._empty) > MAX_EMPTY_TOPICS:
+        """Make room: for topics that are empty, idempotency keys and lost values in their shares, then for events."""
+        whole = self.retention.bytes
+        accounts = self._accounts
+        while accounts.keys > MAX_ONCE:
+            self._drop_once(next(iter(self._once_of[accounts.with_most_keys()])))
+        while accounts.key_bytes > whole / KEYS_SHARE:
+            self._drop_once(next(iter(self._once_of[accounts.with_most_key_bytes()])))
+        before = self._shelf.events
+        while accounts.holdings > MAX_TOPICS:
+            self._evict(accounts.with_most_holdings().idlest())
+        while accounts.bytes and accounts.bytes + self._beside > whole:
+            self._evict(accounts.with_most_bytes().largest())
+        self._note_evicted(before - self._shelf.events)
+        while len(self._empty) > MAX_EMPTY_TOPICS or self._empty_bytes > whole / EMPTY_SHARE:
             self._forget(next(iter(self._empty)))
 
-    def _remove(self, kept: _Kept, count: int) -> None:
+    def _charge(self, record: Record, topic: Topic) -> None:
+        holding = self._accounts.find(record.publisher, topic.name)
+        size = MEMORY.of_event(len(record.frame), record.key)
+        if holding is None:
+            holding = Holding(self._accounts.account(record.publisher), topic.name)
+            self._accounts.put(holding)
+            size += MEMORY.of_topic(topic.name)
+        self._accounts.add(holding, 1, size)
+
+    def _evict(self, holding: Holding) -> None:
+        """Remove the oldest event of a holding."""
+        kept = self._kept[holding.topic]
+        topic, publisher = kept.topic, holding.account.name
+        record = next(each for each in topic.iterate_after(holding.after) if each.publisher == publisher)
+        holding.after = record.id
+        if record is topic[0]:
+            self._shelf.remove(topic, record.id)
+        else:
+            self._shelf.remove_one(topic, record.id)
+        self._removed(kept, [record])
+
+    def _removed(self, kept: _Kept, records: Sequence[Record]) -> None:
+        """Account for records of a topic that are gone."""
         topic = kept.topic
-        for record in self._shelf.remove(topic, topic[count - 1].id):
+        for record in records:
+            holding = self._accounts.find(record.publisher, topic.name)
+            assert holding is not None
+            self._accounts.remove(holding, 1, MEMORY.of_event(len(record.frame), record.key))
             if kept.removed(record):
                 self._lost.append((kept, record.key, record.id))
-        while len(self._lost) > MAX_LOST:
+                self._lost_bytes += MEMORY.of_lost(record.key)
+        while len(self._lost) > MAX_LOST or self._lost_bytes > self.retention.bytes / LOST_SHARE:
             of, key, id = self._lost.popleft()
-            of.forget(key, id)
+            if of.forget(key, id):
+                self._lost_bytes -= MEMORY.of_lost(key)
         if not len(topic):
             self._empty[topic.name] = None
+            self._empty_bytes += MEMORY.of_topic(topic.name)
+
+    def _keep_once(self, once: Once, record: Record) -> None:
+        name = (once.subject, record.topic, once.key)
+        account = self._accounts.account(record.publisher)
+        self._once[name] = _Once(once.body, record.id, account)
+        self._once_of.setdefault(account, OrderedDict())[name] = None
+        self._accounts.charge_keys(account, 1, MEMORY.of_once(*name))
+
+    def _drop_once(self, name: _Name) -> None:
+        account = self._once.pop(name).account
+        names = self._once_of[account]
+        del names[name]
+        if not names:
+            del self._once_of[account]
+        self._accounts.drop_key(account, MEMORY.of_once(*name))
 
     def _forget(self, name: str) -> None:
         """Let the coarse floor stand for a topic's: a position, so that it is no other topic's ID."""
         del self._empty[name]
+        self._empty_bytes -= MEMORY.of_topic(name)
+        self._lost_bytes -= sum(map(MEMORY.of_lost, self._kept[name].lost))
+        self._kept[name].lost.clear()
         floor = EventID(self._kept.pop(name).topic.floor.ms + 1, 0)
         self._shelf.forget(name)
         self._shelf.coarse_floor = max(self._shelf.coarse_floor, floor)
         self._give(floor)
+
+
+_Name = tuple[str | None, str, str]
+"""The subject, topic and text of an idempotency key."""
+
+
+@dataclass(eq=False, slots=True)
+class _Once:
+    """What was published under an idempotency key, and the account that the key is charged to."""
+
+    body: bytes
+    id: EventID
+    account: Account
 
 
 @dataclass(eq=False, slots=True)
@@ -185,24 +273,30 @@ class _Kept:
     newest: dict[str | None, EventID] = field(default_factory=dict)
     lost: dict[str | None, EventID] = field(default_factory=dict)
 
-    def added(self, record: Record) -> None:
+    def added(self, record: Record) -> bool:
+        """Whether it replaces a value that was lost."""
         self.newest[record.key] = record.id
-        if self.lost.pop(record.key, None) == self.topic.lost:
+        lost = self.lost.pop(record.key, None)
+        if lost is not None and lost == self.topic.lost:
             self.topic.lost = max([self.lost_floor, *self.lost.values()])
+        return lost is not None
 
     def removed(self, record: Record) -> bool:
-        """Whether it was the newest of its key."""
-        if self.newest[record.key] != record.id:
+        """Whether it was the newest of its key, so that nothing replaces it."""
+        if self.newest.get(record.key) != record.id:
             return False
         del self.newest[record.key]
-        self.lost[record.key] = self.topic.lost = record.id
+        self.lost[record.key] = record.id
+        self.topic.lost = max(self.topic.lost, record.id)
         return True
 
-    def forget(self, key: str | None, id: EventID) -> None:
-        """Know no longer whether this one is replaced."""
-        if self.lost.get(key) == id:
-            del self.lost[key]
-            self.lost_floor = max(self.lost_floor, id)
+    def forget(self, key: str | None, id: EventID) -> bool:
+        """Know no longer whether this one is replaced; false if it is known that it is."""
+        if self.lost.get(key) != id:
+            return False
+        del self.lost[key]
+        self.lost_floor = max(self.lost_floor, id)
+        return True
 
 
 @asynccontextmanager

@@ -1,12 +1,14 @@
 """Records in memory, by topic: all of a memory journal, and what stands in front of a file.
 
-Each topic has a list of its newest records and two marks. Up to its *floor* its records are gone for good; up to where
-it *begins* they are not here, though a file may have them. A reader whose cursor is past both, in each of its topics,
-gets a slice of what all others get: an index into shared records, and no copy of a byte.
+Each topic has a list of its newest records, and marks. Its *floor* is the highest ID that was removed for good: a
+cursor below it has missed something, though older records may still be there, because each publisher makes room with
+events of its own. Up to *gone* there is nothing any more; up to *back* records were put back, so that a file has them.
+A reader whose cursor is past that, in each of its topics, gets a slice of what all others get: an index into shared
+records, and no copy of a byte.
 
 One more list has all IDs in order, for finding the oldest, and for readers of very many topics. What was taken away
-through its topic leaves a stale entry there, told by its ID being at or below where its topic begins; when most entries
-are stale the list is written anew, so it stays linear in what is here.
+through its topic leaves a stale entry there, told by its topic not having it; when most entries are stale the list is
+written anew, so it stays linear in what is here.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, islice
 
-from ..event import EventID
+from ..event import ORIGIN, EventID
 from ..record import Record
 from ..topic import Selector, matching
 from .contract import FORGOTTEN, MERGED_TOPICS, PAGE_BYTES, Floors, Page
+from .costs import MEMORY
 
 CHOICES = 16
 """So many sets of wildcards have the topics they choose remembered."""
@@ -28,31 +31,31 @@ CHOICES = 16
 class Topic:
     """One topic's records, oldest first; taking away moves a mark, and the list is cut when half is behind it."""
 
-    __slots__ = ("_first", "_records", "begin", "bytes", "floor", "lost", "name")
+    __slots__ = ("_first", "_records", "back", "bytes", "floor", "gone", "last", "lost", "name")
 
     def __init__(self, name: str, floor: EventID) -> None:
         self.name = name
         self.floor = floor
-        """Up to here its records are gone for good."""
+        """The highest ID that was removed for good; of another publisher there may be older records."""
         self.lost = floor
         """Up to here some are gone which no newer one of their key replaced."""
-        self.begin = floor
-        """Up to here its records are not on the shelf."""
+        self.gone = floor
+        """Up to here no record is left."""
+        self.back = ORIGIN
+        """The newest record that was put back, for a file to have; what is above it and left is here."""
+        self.last = floor
+        """The newest there is or was."""
         self.bytes = 0
+        """Bytes of the frames that are here."""
         self._records: list[Record] = []
         self._first = 0
 
     def __len__(self) -> int:
         return len(self._records) - self._first
 
-    @property
-    def last(self) -> EventID:
-        """The newest there is or was."""
-        return self._records[-1].id if len(self) else self.begin
-
     def __getitem__(self, place: int) -> Record:
-        """The records on the shelf, from 0 on."""
-        return self._records[self._first + place]
+        """The records on the shelf, from 0 on; -1 is the newest."""
+        return self._records[self._first + place if place >= 0 else place]
 
     def __iter__(self) -> Iterator[Record]:
         return (self._records[place] for place in range(self._first, len(self._records)))
@@ -62,9 +65,11 @@ class Topic:
         begin = self._index(cursor)
         return self._records[begin : begin + limit]
 
-    def at(self, id: EventID) -> Record:
-        """The record that has an ID."""
-        return self._records[self._index(id) - 1]
+    def at(self, id: EventID) -> Record | None:
+        """The record that has an ID, if it is here."""
+        place = self._index(id) - 1
+        record = self._records[place] if place >= self._first else None
+        return record if record is not None and record.id == id else None
 
     def iterate_after(self, cursor: EventID) -> Iterator[Record]:
         """All records after a cursor, one by one."""
@@ -73,7 +78,19 @@ class Topic:
 
     def add(self, record: Record) -> None:
         self._records.append(record)
+        self.last = record.id
         self.bytes += len(record.frame)
+
+    def take_out(self, id: EventID) -> Record | None:
+        """Take one record out, if it is here."""
+        record = self.at(id)
+        if record is not None:
+            place = self._index(id) - 1
+            if place == self._first:
+                return self.take_away(id)[0]
+            del self._records[place]
+            self.bytes -= len(record.frame)
+        return record
 
     def take_away(self, upto: EventID) -> list[Record]:
         """Take away the records up to an ID."""
@@ -81,7 +98,6 @@ class Topic:
         taken = self._records[self._first : end]
         self.bytes -= sum(len(record.frame) for record in taken)
         self._first = end
-        self.begin = max(self.begin, upto)
         if 2 * end >= len(self._records):
             del self._records[:end]
             self._first = 0
@@ -100,6 +116,7 @@ class Shelf:
         self.topics: dict[str, Topic] = {}
         self.events = 0
         self.bytes = 0
+        """Bytes that the records here take in memory."""
         self._order: list[tuple[EventID, Topic]] = []
         self._first = 0  # entries of the order before it are stale
         self._choices: dict[tuple[Selector, ...], dict[Topic, None]] = {}
@@ -122,24 +139,33 @@ class Shelf:
         topic.add(record)
         self._order.append((record.id, topic))
         self.events += 1
-        self.bytes += len(record.frame)
+        self.bytes += MEMORY.of_event(len(record.frame), record.key)
         return topic
 
     def remove(self, topic: Topic, upto: EventID) -> list[Record]:
         """Take a topic's records up to an ID away, for good."""
-        topic.floor = max(topic.floor, upto)
+        topic.floor, topic.gone = max(topic.floor, upto), max(topic.gone, upto)
         return self._take_away(topic, upto)
 
-    def put_back(self, events: int, bytes: int) -> None:
+    def remove_one(self, topic: Topic, id: EventID) -> Record | None:
+        """Take one of a topic's records away for good, whatever is left before it; the record, if it was here."""
+        topic.floor = max(topic.floor, id)
+        record = topic.take_out(id)
+        if record is not None:
+            self._note_taken([record])
+        return record
+
+    def put_back(self, events: int, bytes: float) -> None:
         """Leave only so many of the newest records here; the others are in the file."""
         while (self.events > events or self.bytes > bytes) and (topic := self.oldest()) is not None:
-            self._take_away(topic, topic[0].id)
+            topic.back = topic[0].id
+            self._take_away(topic, topic.back)
 
     def oldest(self) -> Topic | None:
         """The topic of the oldest record, if there is any."""
         while self._first < len(self._order):
             id, topic = self._order[self._first]
-            if id > topic.begin:
+            if topic.at(id) is not None:
                 return topic
             self._first += 1
             if 2 * self._first >= len(self._order):
@@ -151,7 +177,7 @@ class Shelf:
         """The highest ID there is."""
         while self._first < len(self._order):
             id, topic = self._order[-1]
-            if id > topic.begin:
+            if topic.at(id) is not None:
                 return id
             self._order.pop()
         return None
@@ -164,21 +190,23 @@ class Shelf:
             choice.pop(topic, None)
 
     def _take_away(self, topic: Topic, upto: EventID) -> list[Record]:
-        before = topic.bytes
         taken = topic.take_away(upto)
-        self.events -= len(taken)
-        self.bytes -= before - topic.bytes
-        if len(self._order) - self._first > 2 * self.events + 1024:
-            self._order = [entry for entry in self._order if entry[0] > entry[1].begin]
-            self._first = 0
+        self._note_taken(taken)
         return taken
+
+    def _note_taken(self, taken: Sequence[Record]) -> None:
+        self.events -= len(taken)
+        self.bytes -= sum([MEMORY.of_event(len(record.frame), record.key) for record in taken])
+        if len(self._order) - self._first > 2 * self.events + 1024:
+            self._order = [(id, topic) for id, topic in self._order[self._first :] if topic.at(id) is not None]
+            self._first = 0
 
     # -- reading ------------------------------------------------------------------------------------------
 
     def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page | None:
         """A page of history (:meth:`Journal.read`); none if a file has to be asked for it."""
         topics = self._chosen(selectors)
-        if any(topic.begin > after and topic.begin > topic.floor for topic in topics):
+        if any(topic.back > after and topic.back > topic.gone for topic in topics):
             return None
         some = [topic for topic in topics if topic.last > after]
         if len(some) == 1:
@@ -203,8 +231,8 @@ class Shelf:
     def _along_the_order(self, after: EventID, topics: Collection[Topic]) -> Iterator[Record]:
         for place in range(bisect_right(self._order, after, self._first, key=_entry_id), len(self._order)):
             id, topic = self._order[place]
-            if topic in topics and id > topic.begin:
-                yield topic.at(id)
+            if topic in topics and (record := topic.at(id)) is not None:
+                yield record
 
     def floor(self, selectors: Sequence[Selector]) -> EventID:
         """The highest ID that was removed from any topic the selectors choose."""
@@ -212,9 +240,13 @@ class Shelf:
         return max([*[floor for _, floor in self._forgotten(selectors, topics)], *[topic.floor for topic in topics]])
 
     def last_event_id(self, name: str) -> EventID | None:
-        """The ID of the newest event kept of a topic, here or in a file."""
+        """The ID of the newest event kept of a topic; of one that a file has, at least so high."""
         topic = self.topics.get(name)
-        return topic.last if topic is not None and topic.last > topic.floor else None
+        if topic is None:
+            return None
+        if len(topic):
+            return topic[-1].id
+        return topic.back if topic.back > topic.gone else None
 
     def _forgotten(self, selectors: Sequence[Selector], topics: Collection[Topic]) -> list[tuple[str, EventID]]:
         """The coarse floor, if a topic that the selectors choose may be among the forgotten."""

@@ -47,12 +47,14 @@ from . import database, file, signing_key
 from .appends import Append, Appends
 from .contract import PAGE_BYTES, Journal, JournalStatistics, Page
 from .file import JournalFile
+from .held import Change, Write
 from .shared import Shared
 from .shelf import Shelf
-from .writer import INDEX_BYTES, Change, Write, Writer
+from .writer import INDEX_BYTES, Writer
 
-SHELF_EVENTS, SHELF_BYTES = 100_000, 64 * 1024 * 1024
-"""The newest records stay in memory: so many, and so many bytes of frames."""
+SHELF_EVENTS, SHELF_BYTES, SHELF_SHARE = 100_000, 64 * 1024 * 1024, 4
+"""The newest records stay in memory: so many, so many bytes of objects, and no more than one part in so many of the
+bytes of the setting, which bounds memory too."""
 
 REPLAY_BYTES, SHORT_PAGE_BYTES = 64 * 1024 * 1024, 16 * 1024
 """Of what was read from the file so much may be held by readers, all together; beyond it their pages are so short."""
@@ -127,6 +129,7 @@ class SQLiteJournal(Journal):
         self._replayed = Shared()
         self._statistics = JournalStatistics(0, 0, 0, None)
         self._positions_below = 0
+        self._shelf_bytes = min(SHELF_BYTES, retention.bytes / SHELF_SHARE)
 
     def open(self) -> None:
         """Open the file; in a thread, because it may be slow.
@@ -149,14 +152,15 @@ class SQLiteJournal(Journal):
     def _fill_shelf(self) -> None:
         assert self._reader is not None
         self._shelf = shelf = Shelf(self._writer.coarse_floor)
-        records = database.read_newest(self._reader, SHELF_EVENTS, SHELF_BYTES)
+        records = database.read_newest(self._reader, SHELF_EVENTS, self._shelf_bytes)
         for held in self._writer.topics():
             topic = shelf.topic(held.name)
-            _, topic.floor, topic.lost = held.marks
-            topic.begin = topic.floor
+            _, topic.floor, _, topic.lost = held.marks
+            topic.gone = ORIGIN  # a floor is no such mark: older events of others may be there
             if held.events:
                 oldest = records[0].id if records else None
-                topic.begin = database.newest_before(self._reader, held.id, oldest) or topic.floor
+                topic.back = database.newest_before(self._reader, held.id, oldest) or ORIGIN
+            topic.last = max(topic.floor, topic.back)
         for record in records:
             shelf.add(record)
 
@@ -193,6 +197,7 @@ class SQLiteJournal(Journal):
                 async with self._writing:
                     times = self._times()
                     change = await trio.to_thread.run_sync(self._writer.commit, writes, *times)
+                    self._note_evicted(change.evicted)
                     self._apply(change, times)
             self.publish(change.added)
             error = None
@@ -220,18 +225,24 @@ class SQLiteJournal(Journal):
         shelf, ahead = self._shelf, times[2]
         for record in change.added:
             shelf.add(record)
-        for name, floor, lost in change.marks:
+        for name, floor, gone, lost in change.marks:
             topic = shelf.topic(name)
             topic.lost = lost
-            shelf.remove(topic, floor)
+            topic.floor = max(topic.floor, floor)
+            if gone > topic.gone:
+                shelf.remove(topic, gone)
+        for name, ids in change.holes:
+            for id in ids:
+                shelf.remove_one(shelf.topic(name), id)
         if change.coarse_floor is not None:
             shelf.coarse_floor = change.coarse_floor
             self._give(change.coarse_floor)
         for name in change.forgotten:
             if name in shelf.topics:  # and not one that came and went in one transaction
                 shelf.forget(name)
-        shelf.put_back(SHELF_EVENTS, SHELF_BYTES)
-        self._statistics = replace(self._writer.statistics(), last_event_id=shelf.newest())
+        shelf.put_back(SHELF_EVENTS, self._shelf_bytes)
+        newest = shelf.newest()
+        self._statistics = replace(self._writer.statistics(), last_event_id=newest, evicted=self._evicted)
         if ahead is not None:
             self._positions_below = ahead.ms
 
@@ -262,7 +273,17 @@ class SQLiteJournal(Journal):
 
     async def last_event_id(self, topic: str) -> EventID | None:
         await trio.lowlevel.checkpoint()
-        return self._shelf.last_event_id(topic)
+        found = self._shelf.last_event_id(topic)
+        if found is None or len(self._shelf.topics[topic]):
+            return found
+        async with self._reading:  # what the shelf put back may have been removed from between older ones
+            if self._reader is None:
+                raise JournalError("the journal is closed")
+            return await _in_thread("read", database.newest_of, self._reader, topic)
+
+    def _known_topic(self, topic: str) -> str:
+        known = self._shelf.topics.get(topic)
+        return topic if known is None else known.name
 
     async def trim(self) -> None:
         """As the contract says; a transaction at a time, so that publishers have theirs between them."""
@@ -271,6 +292,7 @@ class SQLiteJournal(Journal):
             async with self._writing:
                 times = self._times()
                 change = await _in_thread("write", self._writer.commit, [], *times)
+                self._note_evicted(change.evicted)
                 self._apply(change, times)
                 self.unwritable = None  # a position was kept, as always when that is in doubt
                 more = change.more

@@ -4,7 +4,11 @@ One transaction adds records, with their idempotency keys, and removes what rete
 is bounded, so that a publisher never waits for a large clean-up: a topic that has too much left is looked at again by
 the next transaction that has nothing else to do (:attr:`Change.more`).
 
-What each topic holds is kept in memory and in the file; after a failed transaction memory is read from the file again.
+What each publisher holds in each topic is kept in memory and in the file; after a failed transaction memory is read
+from the file again.
+
+A page of the file that has lost some of its records may be a third full, so the file can be larger than what is
+counted. When its pages in use are a quarter more than the setting, there is not enough room either.
 """
 
 from __future__ import annotations
@@ -12,18 +16,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import KeyReused
 from ..event import SEQ_BITS, EventID
-from ..record import Once, Record
-from ..retention import Ages, Limits, Retention
+from ..record import Record
+from ..retention import Ages, Retention
 from . import database, disk
-from .contract import MAX_EMPTY_TOPICS, MAX_LOST, MAX_TOPICS, JournalStatistics
+from .contract import MAX_EMPTY_TOPICS, MAX_TOPICS, JournalStatistics
+from .costs import EMPTY_SHARE, KEYS_SHARE, SMALL_FILE
 from .file import JournalFile
+from .held import Change, Doomed, FileHolding, Held, Write
 from .keys import Keys
+from .ledger import Ledger
+from .lost import Lost
 
 LOOKS = 1_000
 """A transaction that only cleans up removes or looks at so many records and topics."""
@@ -36,55 +44,9 @@ INDEX_BYTES = 1024 * 1024
 to grow, SQLite fails after it has written what it then says it has not, and finds it again after ``kill -9``. (It does
 not grow before there are 16 MiB of log, so on a small disk that cannot happen.)"""
 
-Doomed = tuple[int, str | None, int]
-"""A record that goes: its ID, key and size."""
-
-
-@dataclass(slots=True)
-class Write:
-    """What one publisher wants to be kept, all or none; and what came of it."""
-
-    records: Sequence[Record]
-    once: Once | None = None
-    before: EventID | None = None
-    """The ID under which it was kept before, and so not again."""
-    refusal: KeyReused | None = None
-
-
-@dataclass(slots=True)
-class Change:
-    """What a transaction did, for those who hold records in memory."""
-
-    added: list[Record] = field(default_factory=list)
-    marks: list[tuple[str, EventID, EventID]] = field(default_factory=list)
-    """Topics for which it has changed: each with its floor, and up to where some of it is lost."""
-    forgotten: list[str] = field(default_factory=list)
-    coarse_floor: EventID | None = None
-    """The new one, where it is another than before."""
-    more: bool = False
-    """Whether there was more to remove or to look at."""
-
-
-@dataclass(slots=True)
-class Held:
-    """What the file holds of one topic."""
-
-    id: int
-    name: str
-    limits: Limits
-    floor: int
-    lost_floor: int
-    """Up to here it is not known whether what was removed is replaced."""
-    events: int = 0
-    unkeyed: int = 0
-    bytes: int = 0
-    lost: int = 0
-    """The highest ID of a removed record that is not replaced, or 0."""
-
-    @property
-    def marks(self) -> tuple[str, EventID, EventID]:
-        lost = max(self.lost_floor, self.lost)
-        return self.name, EventID.unpacked(self.floor), EventID.unpacked(lost)
+FILE_SLACK = 1.25
+"""Times the bytes of the setting that the pages in use may take, before events go that are not too many by count; half
+of what the promise of 1.5 times leaves, because the log needs room too."""
 
 
 class Writer:
@@ -102,6 +64,9 @@ class Writer:
         self._pages = 0  # so many the file may have
         self._ages = Ages()
         self._coarse_floor = 0
+        self._ledger: Ledger
+        self._lost: Lost
+        self._keys: Keys
         self._stale = True  # what is in memory may not be what is in the file
 
     @property
@@ -116,13 +81,12 @@ class Writer:
           JournalUnusable: it is not ours, not sound, or from a later version. sqlite3.Error: it cannot be had.
         """
         self._db = db = database.open_to_write(self._file, position)
-        self._keys = Keys(db)
         self._load()
         self._files = self._find_files()
         self._index = os.open(f"{self._path}-shm", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._look_for_room()
         born = database.meta(db, "born")
-        floors = [self._coarse_floor, *(held.floor for held in self._topics.values())]
+        floors = [self._coarse_floor, *(held.floor for held in self._ledger.topics.values())]
         (newest,) = db.execute("SELECT max(id) FROM record").fetchone()
         highest, given = max([born, newest or 0, *floors]), database.meta(db, "position")
         return EventID.unpacked(born), EventID.unpacked(highest), EventID.unpacked(given)
@@ -139,7 +103,7 @@ class Writer:
 
     def topics(self) -> Iterator[Held]:
         """What it holds of each topic."""
-        return iter(self._topics.values())
+        return iter(self._ledger.topics.values())
 
     @property
     def coarse_floor(self) -> EventID:
@@ -148,7 +112,8 @@ class Writer:
 
     def statistics(self) -> JournalStatistics:
         """How much the file holds; the newest ID it does not know."""
-        return JournalStatistics(self._events, self._bytes, len(self._topics) - len(self._empty), None)
+        ledger = self._ledger
+        return JournalStatistics(ledger.events, self._counted, len(ledger.topics) - len(ledger.empty), None)
 
     # -- one transaction ----------------------------------------------------------------------------------
 
@@ -172,7 +137,8 @@ class Writer:
             self._load()
         self._stale = True  # until it is known that memory and file say the same
         change = Change()
-        self._touched, self._marked = dict[str, Held](), dict[str, Held]()
+        self._marked: dict[str, Held] = {}
+        self._holes: dict[str, list[int]] = {}
         with database.transaction(self.db):
             for write in writes:
                 try:
@@ -185,20 +151,21 @@ class Writer:
             self._insert(change.added)
             if writes:
                 self._looks = LOOKS_BESIDE + 2 * len(change.added)
-                for held in list(self._touched.values()):
+                for held in self._ledger.touched:
                     if held.events > held.limits.events or held.bytes > held.limits.bytes:
                         self._limit(held, now_ms)
             else:
                 self._looks = LOOKS
                 self._look_at_the_old(now_ms)
                 self._keys.drop(keys_since)
-            self._remove_oldest()
-            self._drop_lost()
+            self._keys.make_room(self._retention.bytes / KEYS_SHARE)
+            change.evicted = self._make_room()
+            self._marked |= {held.name: held for held in self._lost.drop(self._retention.bytes)}
             self._forget(change)
             change.marks = [held.marks for held in self._marked.values()]
-            query = "UPDATE topic SET floor = ?, lost = ?, events = ?, unkeyed = ?, bytes = ? WHERE id = ?"
-            rows = [(h.floor, h.lost_floor, h.events, h.unkeyed, h.bytes, h.id) for h in self._touched.values()]
-            self.db.executemany(query, rows)
+            change.holes = [(name, [*map(EventID.unpacked, ids)]) for name, ids in self._holes.items()]
+            self._ledger.write(self._marked.values(), self._keys.given_up)
+            self._keys.given_up.clear()
             if position is not None:
                 self._keep_position(position)
         if self._find_files() != self._files:
@@ -210,49 +177,28 @@ class Writer:
     def _insert(self, records: Sequence[Record]) -> None:
         rows = []
         for record in records:
-            held = self._topics.get(record.topic)
-            if held is None:
-                query = "INSERT INTO topic (name, floor, lost) VALUES (?, ?, ?)"
-                id = self.db.execute(query, (record.topic, self._coarse_floor, self._coarse_floor)).lastrowid
-                assert id is not None
-                limits = self._retention.of(record.topic)
-                held = Held(id, record.topic, limits, self._coarse_floor, self._coarse_floor)
-                self._topics[record.topic] = self._by_id[id] = held
-            self._touched[held.name] = held
+            held = self._ledger.topic(record.topic, self._coarse_floor)
             if not held.events:
-                self._empty.pop(held.name, None)
                 self._ages.look(held.name, held.limits.too_old_at(record.id.ms))
-            held.events += 1
-            held.unkeyed += record.key is None
-            held.bytes += len(record.frame)
-            self._bytes += len(record.frame)
-            if held.lost:
-                self._replace(held, record.key)
-            rows.append((record.id.packed(), held.id, record.key, record.frame))
-        self.db.executemany("INSERT INTO record VALUES (?, ?, ?, ?)", rows)
-        self._events += len(rows)
-
-    def _replace(self, held: Held, key: str | None) -> None:
-        """A key has a new value: if an older one was lost, that is of no account any more."""
-        gone = self.db.execute("DELETE FROM lost WHERE topic = ? AND key = ?", (held.id, key or "")).rowcount
-        if gone:
-            self._marked[held.name] = held
-            self._lost -= gone
-            held.lost = self.db.execute("SELECT max(id) FROM lost WHERE topic = ?", (held.id,)).fetchone()[0] or 0
+            number = self._ledger.charge(held, record)
+            if held.lost and self._lost.replace(held, record.key):
+                self._marked[held.name] = held
+            rows.append((record.id.packed(), held.id, record.key, record.frame, number))
+        self.db.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?)", rows)
 
     # -- what is too much ---------------------------------------------------------------------------------
 
     def _look_at_the_old(self, now_ms: int) -> None:
         for name in self._ages.due(now_ms):
             self._looks -= 1
-            if (held := self._topics.get(name)) is not None and held.events:
+            if (held := self._ledger.topics.get(name)) is not None and held.events:
                 self._limit(held, now_ms)
             if self._looks <= 0:
                 return
 
     def _limit(self, held: Held, now_ms: int) -> None:
         """Remove what is too much of one topic, and have it looked at again when there will be more."""
-        query = "SELECT id, key, length(frame) FROM record WHERE topic = ? ORDER BY id LIMIT ?"
+        query = "SELECT id, key, length(frame), publisher FROM record WHERE topic = ? ORDER BY id LIMIT ?"
         seen: list[Doomed] = []
 
         def oldest() -> Iterator[tuple[int, int]]:
@@ -264,78 +210,80 @@ class Writer:
 
         count = held.limits.excess(held.events, held.bytes, oldest(), now_ms)
         if count:
-            self._remove(held, seen[:count])
+            for row in seen[:count]:
+                self._ledger.uncharge(held, row)
+            self._remove(held, seen[:count], from_front=True)
         if len(seen) > count:  # the one behind those that went; where it only went unseen, it is due at once
             self._ages.look(held.name, held.limits.too_old_at(seen[count][0] >> SEQ_BITS) if self._looks > 0 else 0)
 
-    def _remove_oldest(self) -> None:
-        """Remove the oldest events, whatever their topic, until the bytes and the number of topics are right."""
-        size, topics = self._bytes, len(self._topics) - len(self._empty)
-        if size <= self._retention.bytes and topics <= MAX_TOPICS:
-            return
-        doomed: dict[int, list[Doomed]] = {}
-        query = "SELECT id, key, length(frame), topic FROM record ORDER BY id LIMIT ?"
-        for id, key, length, topic in self.db.execute(query, (max(self._looks, LOOKS_BESIDE),)):
-            if size <= self._retention.bytes and topics <= MAX_TOPICS:
+    @property
+    def _counted(self) -> int:
+        """What all that is held is counted as."""
+        accounts = self._ledger.accounts
+        return accounts.bytes + accounts.key_bytes + self._lost.bytes + self._ledger.empty_bytes
+
+    def _make_room(self) -> int:
+        """Let those that hold most give their oldest events, until there is room; how many they gave."""
+        accounts, most = self._ledger.accounts, self._most_bytes()
+        ahead: dict[FileHolding, deque[Doomed]] = {}
+        doomed: dict[FileHolding, list[Doomed]] = {}
+        given, most_given = 0, max(self._looks, LOOKS_BESIDE)
+        while given < most_given:
+            if accounts.holdings > MAX_TOPICS:
+                holding = accounts.with_most_holdings().idlest()
+            elif accounts.bytes and self._counted > most:
+                holding = accounts.with_most_bytes().largest()
+            else:
                 break
-            mine = doomed.setdefault(topic, [])
-            mine.append((id, key, length))
-            size -= length
-            topics -= len(mine) == self._by_id[topic].events
-        for topic, rows in doomed.items():
-            self._remove(self._by_id[topic], rows)
+            assert isinstance(holding, FileHolding)
+            rows = ahead.get(holding)
+            if not rows:
+                rows = ahead[holding] = self._ledger.oldest_of(holding)
+            row = rows.popleft()
+            doomed.setdefault(holding, []).append(row)
+            self._ledger.uncharge(self._ledger.topics[holding.topic], row)
+            given += 1
+        for holding, gone in doomed.items():
+            held = self._ledger.topics[holding.topic]
+            # Behind older events of others there is a hole; otherwise it is the oldest of the topic that go.
+            self._remove(held, gone, from_front=held.publishers + (not holding.events) == 1)
+        return given
 
-    def _remove(self, held: Held, rows: Sequence[Doomed]) -> None:
-        """Remove a topic's oldest records; those that were the newest of their key are lost."""
-        self._touched[held.name] = self._marked[held.name] = held
+    def _most_bytes(self) -> float:
+        """How much may be counted: the setting, or less when the file takes more than is counted."""
+        most = self._retention.bytes
+        (pages,), (free,), (size,) = (
+            self.db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
+        )
+        over = (pages - free) * size - FILE_SLACK * max(most, SMALL_FILE)
+        return most if over <= 0 else min(most, self._counted - over)
+
+    def _remove(self, held: Held, rows: Sequence[Doomed], *, from_front: bool) -> None:
+        """Remove records of a topic, oldest first; those that were the newest of their key are lost."""
+        self._marked[held.name] = held
         self._looks -= len(rows)
-        held.floor = rows[-1][0]
-        self.db.execute("DELETE FROM record WHERE topic = ? AND id <= ?", (held.id, held.floor))
-        held.events -= len(rows)
-        held.unkeyed -= sum(key is None for _, key, _ in rows)
-        held.bytes -= sum(size for _, _, size in rows)
-        self._events -= len(rows)
-        self._bytes -= sum(size for _, _, size in rows)
-        if not held.events:
-            self._empty[held.name] = None
-        for key, id in {key: id for id, key, _ in rows}.items():
-            if not self._has(held, key):
-                self.db.execute("INSERT INTO lost VALUES (?, ?, ?)", (id, held.id, key or ""))
-                held.lost = max(held.lost, id)
-                self._lost += 1
-
-    def _has(self, held: Held, key: str | None) -> bool:
-        """Whether a topic has a value of this key."""
-        if key is None:
-            return held.unkeyed > 0
-        query = "SELECT 1 FROM record WHERE topic = ? AND key = ? LIMIT 1"
-        return self.db.execute(query, (held.id, key)).fetchone() is not None
-
-    def _drop_lost(self) -> None:
-        """Of too many keys that are lost, know of the oldest no longer whether they are replaced."""
-        if self._lost <= MAX_LOST:
-            return
-        query = "SELECT id, topic FROM lost ORDER BY id LIMIT ?"
-        rows = self.db.execute(query, (self._lost - MAX_LOST,)).fetchall()
-        for id, topic in rows:
-            held = self._by_id[topic]
-            held.lost_floor = max(held.lost_floor, id)
-            self._touched[held.name] = self._marked[held.name] = held
-        self.db.execute("DELETE FROM lost WHERE id <= ?", (rows[-1][0],))
-        self._lost -= len(rows)
+        last = rows[-1][0]
+        held.floor = max(held.floor, last)
+        if from_front:
+            held.gone = last
+            self.db.execute("DELETE FROM record WHERE topic = ? AND id <= ?", (held.id, last))
+        else:
+            self._holes.setdefault(held.name, []).extend(row[0] for row in rows)
+            self.db.executemany("DELETE FROM record WHERE id = ?", [(row[0],) for row in rows])
+        for key, id in {row[1]: row[0] for row in rows}.items():
+            self._lost.remove(held, key, id)
 
     def _forget(self, change: Change) -> None:
         """Forget topics of which nothing but the floor is left, if there are too many of those."""
-        while len(self._empty) > MAX_EMPTY_TOPICS:
-            held = self._topics.pop(name := next(iter(self._empty)))
-            del self._empty[name], self._by_id[held.id]
-            self._touched.pop(name, None)
-            self._marked.pop(name, None)
+        ledger, most = self._ledger, self._retention.bytes / EMPTY_SHARE
+        while len(ledger.empty) > MAX_EMPTY_TOPICS or ledger.empty_bytes > most:
+            held = ledger.forget_emptiest()
+            self._marked.pop(held.name, None)
+            self._holes.pop(held.name, None)
             coarse = EventID(EventID.unpacked(held.floor).ms + 1, 0).packed()  # a position: no other topic's ID
             self._coarse_floor = max(self._coarse_floor, coarse)
-            self._lost -= self.db.execute("DELETE FROM lost WHERE topic = ?", (held.id,)).rowcount
-            self.db.execute("DELETE FROM topic WHERE id = ?", (held.id,))
-            change.forgotten.append(name)
+            self._lost.forget(held)
+            change.forgotten.append(held.name)
         if change.forgotten:
             query = "UPDATE meta SET value = ? WHERE name = 'coarse_floor'"
             self.db.execute(query, (str(self._coarse_floor),))
@@ -349,20 +297,12 @@ class Writer:
 
     def _load(self) -> None:
         """Read from the file what is kept in memory of it."""
-        rows = self.db.execute("SELECT id, name, floor, lost, events, unkeyed, bytes FROM topic ORDER BY floor")
-        helds = [Held(id, name, self._retention.of(name), *sums) for id, name, *sums in rows]
-        self._topics = {held.name: held for held in helds}
-        self._by_id = {held.id: held for held in helds}
-        self._empty = {held.name: None for held in helds if not held.events}
-        self._events = sum(held.events for held in helds)
-        self._bytes = sum(held.bytes for held in helds)
-        for held in helds:
+        self._ledger = ledger = Ledger(self.db, self._retention)
+        for held in ledger.topics.values():
             if held.events:
                 self._ages.look(held.name, 0)
-        for topic, lost in self.db.execute("SELECT topic, max(id) FROM lost GROUP BY topic"):
-            self._by_id[topic].lost = lost
-        (self._lost,) = self.db.execute("SELECT count(*) FROM lost").fetchone()
-        self._keys.count()
+        self._lost = Lost(self.db, ledger.by_id)
+        self._keys = Keys(self.db, ledger.accounts, ledger.number_of, ledger.names)
         self._coarse_floor = database.meta(self.db, "coarse_floor")
         self._stale = False
 

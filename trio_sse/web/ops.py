@@ -83,7 +83,10 @@ class Metrics(Collector):
         yield CounterMetricFamily("trio_sse_lagging", "Times a subscriber's channel ran full.", now.lagging)
         yield CounterMetricFamily("trio_sse_gaps", "Gaps told to subscribers.", now.gaps)
         yield GaugeMetricFamily("trio_sse_journal_events", "Events kept.", now.journal.events)
-        yield GaugeMetricFamily("trio_sse_journal_bytes", "Bytes of events kept.", now.journal.bytes)
+        told = "What all that the journal keeps is counted as, in bytes, against its limit."
+        yield GaugeMetricFamily("trio_sse_journal_bytes", told, now.journal.bytes)
+        told = "Events removed to make room for others, which their topics' own limits would have kept."
+        yield CounterMetricFamily("trio_sse_journal_evicted", told, now.journal.evicted)
         yield GaugeMetricFamily("trio_sse_journal_topics", "Topics with events.", now.journal.topics)
 
 
