@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from benchmarks.fairness import measure
+from trio_sse.auth import Grant
 from trio_sse.errors import TooLarge
 from trio_sse.event import Event
 from trio_sse.hub import MAX_TOGETHER, Hub
@@ -26,7 +27,9 @@ from trio_sse.journal.memory import MemoryJournal
 from trio_sse.journal.sqlite import SQLiteJournal, open_sqlite
 from trio_sse.record import Draft
 from trio_sse.retention import Retention
+from trio_sse.settings import Settings
 from trio_sse.turns import Gate
+from trio_sse.web import TrioSSE
 from trio_sse.web.connection import Incoming
 from trio_sse.web.publish import COMMIT_EVENTS, DECODING, SLICE_BYTES, _Acknowledgements
 from trio_sse.wire import MAX_DATA
@@ -153,8 +156,10 @@ class Body:
         return self._messages.pop(0)
 
 
-def publishing(hub: Hub, body: bytes, turns: Gate | None = None) -> _Acknowledgements:
-    return _Acknowledgements(hub, turns or Gate(DECODING), "a", Incoming(Body(body)), None, "ada")
+def publishing(hub: Hub, body: bytes, turns: Gate | None = None, subject: str = "ada") -> _Acknowledgements:
+    app = TrioSSE(Settings())
+    app._hub, app.turns = hub, turns or app.turns
+    return _Acknowledgements(app, "a", Incoming(Body(body)), Grant(subject), ())
 
 
 async def test_a_stream_is_appended_a_little_at_a_time() -> None:
@@ -194,8 +199,7 @@ async def test_few_streams_are_decoded_at_once() -> None:
     hub, turns, order = Hub(MemoryJournal(Retention())), Gate(DECODING), []
 
     async def stream(name: str, body: bytes) -> None:
-        acknowledgements = _Acknowledgements(hub, turns, "a", Incoming(Body(body)), None, name)
-        await acknowledgements.begin()
+        await publishing(hub, body, turns, name).begin()
         order.append(name)
 
     async with trio.open_nursery() as nursery:

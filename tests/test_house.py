@@ -16,7 +16,7 @@ ROOT = Path(trio_sse.__file__).parent
 # From the ground up: a room may import what has a lower number than its own.
 FLOORS = {
     "errors": 0, "event": 1, "wire": 2, "record": 3,
-    "topic": 1, "selector_index": 2, "auth": 3, "retention": 2, "settings": 4, "latest": 4,
+    "topic": 1, "selector_index": 2, "auth": 3, "retention": 2, "rates": 2, "settings": 4, "latest": 4,
     "seldom": 10, "background": 10, "client": 10, "turns": 10, "journal": 11, "broadcast": 12, "ticker": 13,
     "expiry": 13,
     "subscription": 14, "hub": 15,

@@ -26,7 +26,7 @@ CAP = 12
 ENV = {
     "TRIO_SSE_HEARTBEAT_S": "0.5",
     "TRIO_SSE_MAX_STREAMS_PER_IP": str(CAP),
-    "TRIO_SSE_TRUSTED_PROXIES": "127.0.0.1",
+    "TRIO_SSE_TRUSTED_PROXIES": "127.0.0.1,127.0.0.2",  # nginx, and another proxy in front of it
     "TRIO_SSE_WRITE_TIMEOUT_S": "5",
 }
 
@@ -321,23 +321,23 @@ def test_a_client_that_stops_reading_is_let_go_of(nginx: Nginx, server: Server, 
         assert eventually(lambda: metric(server, "trio_sse_streams") == 0, within=4 * WITHIN_S)
 
 
-def begin_stream(nginx: Nginx, address: str, topic: str, headers: Mapping[str, str]) -> http.client.HTTPConnection:
-    """A request for a stream, from an address of this machine's own."""
-    connection = http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=WITHIN_S, source_address=(address, 0))
-    connection.request("GET", f"/events?topic={topic}", headers=dict(headers))
+def begin_stream(nginx: Nginx, topic: str, *came_by: str) -> http.client.HTTPConnection:
+    """A request for a stream through a proxy in front of nginx, which had it by these addresses."""
+    connection = http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=WITHIN_S, source_address=("127.0.0.2", 0))
+    connection.request("GET", f"/events?topic={topic}", headers={"X-Forwarded-For": ", ".join(came_by)})
     return connection
 
 
 def test_the_cap_for_an_address_counts_the_clients_own(nginx: Nginx, server: Server, topic: str) -> None:
-    """Not nginx's, and not the one that a client says it has."""
+    """Not nginx's, and not the one that a client says it has. (This machine's own addresses have no cap.)"""
     with contextlib.ExitStack() as stack:
         for n in range(CAP):
-            stack.callback(begin_stream(nginx, "127.0.0.2", topic, {"X-Forwarded-For": f"192.0.2.{n}"}).close)
+            stack.callback(begin_stream(nginx, topic, f"192.0.2.{n}", "203.0.113.2").close)
         assert eventually(lambda: subscribers(server, topic) == CAP)
-        refused = begin_stream(nginx, "127.0.0.2", topic, {"X-Forwarded-For": "192.0.2.99"})
+        refused = begin_stream(nginx, topic, "192.0.2.99", "203.0.113.2")
         stack.callback(refused.close)
         assert b"id: " not in refused.getresponse().read()
-        stack.callback(begin_stream(nginx, "127.0.0.3", topic, {}).close)
+        stack.callback(begin_stream(nginx, topic, "203.0.113.3").close)
         assert eventually(lambda: subscribers(server, topic) == CAP + 1)
     assert eventually(lambda: subscribers(server, topic) == 0)
 

@@ -16,7 +16,10 @@ from tests.conftest import KEY, WITHIN_S, Listener, Wire, ask, bearer, eventuall
 from tests.serving import Server, serving
 from tests.test_server_h2 import Client
 from trio_sse.errors import HubFull
-from trio_sse.web.limits import Limits
+from trio_sse.settings import Settings
+from trio_sse.web.caller import Origin
+from trio_sse.web.limits import Limits, Place
+from trio_sse.web.rates import RateLimits
 
 
 @pytest.fixture
@@ -68,14 +71,18 @@ def test_a_subject_has_its_own_cap(small: Server) -> None:
             assert any(line.startswith("id:") for line in (next(lines) for _ in range(3)))
 
 
-def test_places_are_counted_on_every_way_out() -> None:
+def place(limits: Limits, address: str = "203.0.113.1", subject: str = "ada") -> Place:
+    return limits.place(Origin(address, is_one=True), subject, RateLimits(Settings()))
+
+
+async def test_places_are_counted_on_every_way_out() -> None:
     """An exception gives the place back, and nothing of its holder is kept."""
     limits = Limits(1, 1, 1)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), limits.place("1.2.3.4", "ada"):
+        with pytest.raises(ZeroDivisionError), place(limits):
             raise ZeroDivisionError
-    with limits.place("1.2.3.4", "ada"):
-        with pytest.raises(HubFull, match="in all"), limits.place("5.6.7.8", "bob"):
+    with place(limits):
+        with pytest.raises(HubFull, match="in all"), place(limits, "5.6.7.8", "bob"):
             pass
     assert not limits._by_address
     assert not limits._by_subject
@@ -86,10 +93,33 @@ def test_places_are_counted_on_every_way_out() -> None:
     ("limits", "names"),
     [(Limits(9, 1, None), "MAX_STREAMS_PER_IP"), (Limits(9, None, 1), "MAX_STREAMS_PER_SUBJECT")],
 )
-def test_the_cap_that_was_reached_is_named(limits: Limits, names: str) -> None:
+async def test_the_cap_that_was_reached_is_named(limits: Limits, names: str) -> None:
     """By its setting."""
-    with limits.place("1.2.3.4", "ada"), pytest.raises(HubFull, match=names), limits.place("1.2.3.4", "ada"):
+    with place(limits), pytest.raises(HubFull, match=names), place(limits):
         pass
+
+
+def test_who_may_be_many_has_no_cap() -> None:
+    """Those of an address that is a proxy's, or of one's own network."""
+    limits = Limits(None, 1, None)
+    office = Origin("10.0.0.1", is_one=False)
+    with limits.place(office, None, RateLimits(Settings())), limits.place(office, None, RateLimits(Settings())):
+        assert limits.statistics.streams == 2
+
+
+async def test_who_is_refused_again_waits_longer() -> None:
+    """Twice as long each time, up to a minute; and as at first when it was let in."""
+    limits, rates, origin = Limits(1, None, None), RateLimits(Settings()), Origin("203.0.113.1", is_one=True)
+    told = []
+    with limits.place(origin, None, rates):
+        for _ in range(8):
+            with pytest.raises(HubFull) as refusal:
+                limits.place(origin, None, rates).__enter__()
+            told.append(refusal.value.retry_ms)
+    assert told == [2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000, 60_000]
+    with limits.place(origin, None, rates), pytest.raises(HubFull) as refusal:
+        limits.place(origin, None, rates).__enter__()
+    assert refusal.value.retry_ms == 2_000
 
 
 def test_without_a_cap_descriptors_are() -> None:

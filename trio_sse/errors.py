@@ -12,6 +12,7 @@
     │   └── KeyReused            422   an idempotency key that stands for another event
     ├── InvalidToken             401   who are you?
     ├── NotAllowed               403   I know who you are, and no
+    ├── TooManyRequests          429   later, and when
     ├── JournalError             503   the journal could not do it now; trying again may help
     │   └── JournalFull          507   no room on the disk
     ├── JournalUnusable          503   the journal cannot be opened at all: start-up ends with this line
@@ -23,6 +24,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 
@@ -79,6 +81,18 @@ class NotAllowed(TrioSSEError):
     status_hint = 403
 
 
+class TooManyRequests(TrioSSEError):
+    """A caller does more in a time than it may; made with the seconds it has to wait, or with a sentence."""
+
+    status_hint = 429
+
+    def __init__(self, told: float | str) -> None:
+        self.wait_s = 1.0 if isinstance(told, str) else told
+        """Seconds after which it may."""
+        seconds = math.ceil(self.wait_s)
+        super().__init__(told if isinstance(told, str) else f"this is more than you may do: wait {seconds} s")
+
+
 class JournalError(TrioSSEError):
     """The journal could not do it now. Nothing of the request was kept."""
 
@@ -101,6 +115,8 @@ class HubFull(TrioSSEError):
     """There is no room for another stream."""
 
     status_hint = 503
+    retry_ms: int | None = None
+    """Milliseconds after which to come back; without them a stream's own reconnection time."""
 
 
 class HubFailed(TrioSSEError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
@@ -25,6 +27,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .auth import Authority
 from .errors import InvalidInput
+from .rates import ANONYMOUS, Rates
+from .rates import NAMES as RATE_NAMES
 from .retention import Keep
 from .topic import Selector
 
@@ -115,6 +119,32 @@ def _read_rules(written: object) -> object:
     return rules
 
 
+class _Rates(BaseModel):
+    """What one caller may do. A rate that is left out is the default; ``null`` is none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    events_per_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    bytes_per_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    streams_per_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    guests_per_min: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+
+
+def _read_rates(default: Rates) -> Callable[[object], object]:
+    def read(written: object) -> object:
+        if not isinstance(written, str):
+            return written
+        try:
+            given = _Rates.model_validate_json(written)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place, names = "".join(f"{name}: " for name in fault["loc"]), ", ".join(RATE_NAMES)
+            raise ValueError(f'{place}{fault["msg"]}; it is JSON such as {{"events_per_s": 50}}, of {names}') from None
+        return replace(default, **{name: getattr(given, name) for name in given.model_fields_set})
+
+    return read
+
+
 class Settings(BaseSettings):
     """What the operator may choose. Each field is the variable ``TRIO_SSE_`` and its name in capitals.
 
@@ -158,13 +188,30 @@ class Settings(BaseSettings):
     max_streams: int | None = Field(
         None, ge=1, description="streams in all; none: as many as file descriptors allow, less a reserve"
     )
-    max_streams_per_ip: int | None = Field(None, ge=1, description="streams from one address")
+    max_streams_per_ip: int | None = Field(
+        None,
+        ge=1,
+        description="streams from one address, or one IPv6 /64; none are counted of loopback, private networks and "
+        "trusted proxies",
+    )
     max_streams_per_subject: int | None = Field(None, ge=1, description="streams of one token's `sub`")
 
+    rates_anonymous: Annotated[Rates, NoDecode, BeforeValidator(_read_rates(ANONYMOUS))] = Field(
+        ANONYMOUS,
+        description="JSON, what the callers of one address who have no token may do, each with ten seconds' worth at "
+        'once; guests have none: `{"events_per_s": 50, "bytes_per_s": 1000000, "streams_per_s": 20, '
+        '"guests_per_min": 30}`; what is left out is as here, and `null` is no limit',
+    )
+    rates_token: Annotated[Rates, NoDecode, BeforeValidator(_read_rates(Rates()))] = Field(
+        Rates(), description="the same, what the callers with one token's `sub` may do"
+    )
+    rates_address: Annotated[Rates, NoDecode, BeforeValidator(_read_rates(Rates()))] = Field(
+        Rates(), description="the same, what all callers of one address may do together"
+    )
     trusted_proxies: Annotated[tuple[Annotated[Proxies, BeforeValidator(_check_proxies)], ...], NoDecode] = Field(
         (),
-        description="proxies whose `X-Forwarded-For` says which address a stream is of: addresses and networks such as "
-        "`10.0.0.0/8`, and `unix:` for whoever connects over a Unix socket, separated by commas",
+        description="proxies whose `X-Forwarded-For` says which address a request is of: addresses and networks such "
+        "as `10.0.0.0/8`, and `unix:` for whoever connects over a Unix socket, separated by commas",
     )
 
     @field_validator("*", mode="before")

@@ -145,12 +145,12 @@ class EventStream(TrioResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def come_back() -> TrioResponse:
+def come_back(retry_ms: int = RETRY_MS) -> TrioResponse:
     """The response to who asks for a stream that cannot be had now: when to come back, and the end.
 
     As any status but 200 closes a native ``EventSource`` for ever.
     """
-    response = TrioResponse(wire.opening(_jittered(RETRY_MS, StreamBody.open_now)), content_type=wire.CONTENT_TYPE)
+    response = TrioResponse(wire.opening(_jittered(retry_ms, StreamBody.open_now)), content_type=wire.CONTENT_TYPE)
     response.headers.update(HEADERS)
     return response
 
@@ -226,6 +226,8 @@ class StreamBody(ResponseBody):
             except Exception as error:
                 if not isinstance(error, HubFull):
                     say_failed(error)
+                elif error.retry_ms is not None:
+                    self._retry_ms = error.retry_ms
                 self._closing = iter([wire.opening(self._jittered_retry())])
             if self._closing is not None:
                 await close(self.source)
@@ -344,5 +346,5 @@ class StreamBody(ResponseBody):
 
 
 def _jittered(retry_ms: int, streams: int) -> int:
-    """When to come back, for one of so many."""
-    return retry_ms + random.randrange(max(SPREAD_MS, SPREAD_MS_PER_STREAM * streams))
+    """When to come back, for one of so many; one that has to wait longer than usual may wait half as long again."""
+    return retry_ms + random.randrange(max(SPREAD_MS, SPREAD_MS_PER_STREAM * streams, (retry_ms - RETRY_MS) // 2))

@@ -29,6 +29,7 @@ from . import ops, page, problem, publish, session, subscribe
 from .caller import grant_of
 from .connection import HTTPConnection, Request, answering
 from .limits import Limits, check_admitted
+from .rates import RateLimits
 from .websocket import NoWebSocket
 
 NOT_OPEN = "the hub is not open: it opens when the server starts the application's lifespan"
@@ -75,6 +76,7 @@ class TrioSSE(QuartTrio):
         super().__init__(__name__, static_folder=None)
         self.settings = settings
         self.limits = Limits(settings.max_streams, settings.max_streams_per_ip, settings.max_streams_per_subject)
+        self.rates = RateLimits(settings)
         self.turns = Gate(publish.DECODING)
         """Of those who publish streams of events."""
         self.metrics = ops.Metrics(self)
@@ -233,7 +235,7 @@ def create_app(settings: Settings) -> TrioSSE:
             allow_credentials=True,
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
-            expose_headers=["Idempotency-Replayed", "Last-Event-ID"],
+            expose_headers=["Idempotency-Replayed", "Last-Event-ID", "Retry-After"],
             max_age=CORS_AGE,
         )
     return app

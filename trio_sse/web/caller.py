@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, MutableMapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
 
 from quart import Request
@@ -26,6 +26,30 @@ MOST_PROXIES = 32
 """So many addresses of ``X-Forwarded-For`` are looked at, at most."""
 
 Address = IPv4Address | IPv6Address
+
+SHARED = tuple(
+    ip_network(each)
+    for each in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        "100.64.0.0/10",  # between a carrier's NAT and its customers, and in the networks of clusters
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+"""Addresses of one's own network: an office, or a bridge of containers, may stand behind one of them. Not Python's
+``is_private``, which has more in it than these."""
+
+PREFIX_BITS = 64
+"""Of an IPv6 address, those that its network gives one customer, who may have any of the addresses in it."""
+
+
+class Origin(NamedTuple):
+    """Where a request came from."""
+
+    name: str
+    """The address; of IPv6 the network of one customer."""
+    is_one: bool
+    """Whether it is counted as one caller: it is no proxy's and none of one's own network."""
+
 
 _WITH_PORT = re.compile(r"([^:\[\]]+):[0-9]{1,5}|\[([^\[\]]+)\](?::[0-9]{1,5})?")
 
@@ -66,6 +90,18 @@ def address_of(request: Request, trusted: Collection[Proxies]) -> str:
     while said and _is_trusted(address, trusted) and (before := _parse(said.pop())) is not None:
         address = before
     return written if address is None else str(address)
+
+
+def origin_of(request: Request, trusted: Collection[Proxies]) -> Origin:
+    """Where a request came from (:func:`address_of`), as one caller."""
+    written = address_of(request, trusted)
+    address = _parse(written)
+    if address is None:
+        return Origin(written, is_one=False)
+    is_one = not (_is_trusted(address, trusted) or any(address in network for network in SHARED))
+    if isinstance(address, IPv6Address) and is_one:
+        return Origin(str(IPv6Network((int(address), PREFIX_BITS), strict=False)), is_one)
+    return Origin(str(address), is_one)
 
 
 def _is_trusted(address: Address | None, trusted: Collection[Proxies]) -> bool:

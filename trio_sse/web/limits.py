@@ -14,6 +14,8 @@ from functools import cached_property
 from .. import server
 from ..errors import HubFull
 from ..settings import PREFIX
+from .caller import Origin
+from .rates import RateLimits
 
 ALWAYS_SERVED = ("/healthz", "/events")
 
@@ -50,33 +52,33 @@ class Limits:
         connections = server.connections()
         return (server.Capacity.of_process() if connections is None else connections.capacity).streams
 
-    def place(self, address: str, subject: str | None) -> Place:
+    def place(self, origin: Origin, subject: str | None, rates: RateLimits) -> Place:
         """A stream's place: counted while its block is entered.
 
         Raises:
           HubFull: on entering the block, there is no room for it; the message says for whom.
         """
-        return Place(self, address, subject)
+        return Place(self, origin, subject, rates)
 
-    def take(self, address: str, subject: str | None) -> None:
+    def take(self, origin: Origin, subject: str | None) -> None:
         """Count one stream more.
 
         Raises:
           HubFull: there is no room for it; the message says for whom.
         """
-        full = self._who_is_full(address, subject)
+        full = self._who_is_full(origin, subject)
         if full is not None:
             self.refused += 1
             raise HubFull(f"there are too many streams {full}: close one, or come back later")
         self._open += 1
-        self._by_address[address] += 1
+        self._by_address[origin.name] += 1
         if subject is not None:
             self._by_subject[subject] += 1
 
-    def give_back(self, address: str, subject: str | None) -> None:
+    def give_back(self, origin: Origin, subject: str | None) -> None:
         """Count one stream less."""
         self._open -= 1
-        _decrease(self._by_address, address)
+        _decrease(self._by_address, origin.name)
         if subject is not None:
             _decrease(self._by_subject, subject)
 
@@ -85,12 +87,13 @@ class Limits:
         """How many are counted now."""
         return LimitsStatistics(self._open, len(self._by_address), len(self._by_subject))
 
-    def _who_is_full(self, address: str, subject: str | None) -> str | None:
+    def _who_is_full(self, origin: Origin, subject: str | None) -> str | None:
         if server.is_turned_away():
             return "and other requests for the file descriptors there are"
         if self._open >= self.total:
             return f"in all ({PREFIX}MAX_STREAMS)"
-        if self._per_address is not None and self._by_address[address] >= self._per_address:
+        of_origin = self._by_address[origin.name] if origin.is_one else 0
+        if self._per_address is not None and of_origin >= self._per_address:
             return f"from this address ({PREFIX}MAX_STREAMS_PER_IP)"
         if subject is not None and self._per_subject is not None and self._by_subject[subject] >= self._per_subject:
             return f"of this subject ({PREFIX}MAX_STREAMS_PER_SUBJECT)"
@@ -110,18 +113,22 @@ def check_admitted(path: str) -> None:
 class Place:
     """One stream's place among those that are open."""
 
-    __slots__ = ("_address", "_limits", "_subject")
+    __slots__ = ("_limits", "_origin", "_rates", "_subject")
 
-    def __init__(self, limits: Limits, address: str, subject: str | None) -> None:
-        self._limits = limits
-        self._address = address
-        self._subject = subject
+    def __init__(self, limits: Limits, origin: Origin, subject: str | None, rates: RateLimits) -> None:
+        self._limits, self._rates = limits, rates
+        self._origin, self._subject = origin, subject
 
     def __enter__(self) -> None:
-        self._limits.take(self._address, self._subject)
+        try:
+            self._limits.take(self._origin, self._subject)
+        except HubFull as error:
+            error.retry_ms = self._rates.retry_ms(self._origin, self._subject)
+            raise
+        self._rates.forgive(self._origin, self._subject)
 
     def __exit__(self, *exc: object) -> None:
-        self._limits.give_back(self._address, self._subject)
+        self._limits.give_back(self._origin, self._subject)
 
 
 def _decrease(counter: Counter[str], name: str) -> None:

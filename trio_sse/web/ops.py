@@ -71,6 +71,7 @@ class Metrics(Collector):
         now = self._app.hub.statistics()
         yield GaugeMetricFamily("trio_sse_streams", "Open streams.", now.streams)
         yield CounterMetricFamily("trio_sse_refused", "Streams sent away for want of room.", self._app.limits.refused)
+        yield self._over_rate()
         counted = self._app.limits.statistics
         yield GaugeMetricFamily("trio_sse_counted_streams", "Streams that count against the caps.", counted.streams)
         yield GaugeMetricFamily("trio_sse_counted_addresses", "Addresses that have them.", counted.addresses)
@@ -88,6 +89,12 @@ class Metrics(Collector):
         told = "Events removed to make room for others, which their topics' own limits would have kept."
         yield CounterMetricFamily("trio_sse_journal_evicted", told, now.journal.evicted)
         yield GaugeMetricFamily("trio_sse_journal_topics", "Topics with events.", now.journal.topics)
+
+    def _over_rate(self) -> Metric:
+        told = CounterMetricFamily("trio_sse_over_rate", "Requests that had to wait for a rate.", labels=["of", "rate"])
+        for (kind, name), times in self._app.rates.meter.refused.items():
+            told.add_metric([kind, name], times)
+        return told
 
 
 def _connections(now: server.IdleRow) -> Iterator[Metric]:

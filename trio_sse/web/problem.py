@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -21,7 +22,7 @@ from werkzeug.exceptions import (
 )
 
 from .. import seldom
-from ..errors import TrioSSEError
+from ..errors import TooManyRequests, TrioSSEError
 from ..stream import come_back
 from ..wire import CONTENT_TYPE, MAX_DATA
 
@@ -67,7 +68,10 @@ def asks_for_stream(scope: Any) -> bool:
 
 async def from_own(error: TrioSSEError) -> Response:
     """Our own errors know their status."""
-    return answer(request.scope, error.status_hint, str(error))
+    response = answer(request.scope, error.status_hint, str(error))
+    if isinstance(error, TooManyRequests):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.wait_s)))
+    return response
 
 
 async def from_http(error: HTTPException) -> Response:

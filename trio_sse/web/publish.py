@@ -20,15 +20,15 @@ from ..event import DEFAULT_TYPE, Event, EventID
 from ..expiry import Expiry
 from ..hub import check_publishable
 from ..topic import Selector, check_new_topic, topic_from_path
-from ..wire import CONTENT_TYPE, Decoder
+from ..wire import CONTENT_TYPE, MAX_DATA, Decoder
 from .caller import parameters, single
 from .connection import Disconnected, Incoming
 from .problem import problem
 
 if TYPE_CHECKING:
-    from ..hub import Hub
-    from ..turns import Gate
+    from ..auth import Grant
     from . import TrioSSE
+    from .rates import Callers
 
 PREFIX = b"/topics/"
 PLAIN_TYPES = ("", "text/plain", "application/x-www-form-urlencoded")  # the last is what curl -d says
@@ -53,6 +53,9 @@ DECODING = 2
 """Streams of events that are decoded or appended at the same time, so that while a journal's thread keeps the events
 of one, those of the next are decoded. The others wait for their turn, and their clients in TCP."""
 
+ONE_EVENT = {"events_per_s": 1, "bytes_per_s": 1}
+"""What a publisher that streams has to be allowed for more of its stream to be taken; what that is, is counted then."""
+
 COST_BYTES = 64
 """Bytes of a stream that count as one event of it when it is decided whose turn it is."""
 
@@ -75,7 +78,7 @@ def add_routes(app: TrioSSE) -> None:
         topic = check_new_topic(_topic_of_request())
         grant = app.grant(request)
         grant.check_publish(topic)
-        publisher = grant.publisher
+        publisher, callers = grant.publisher, app.rates.callers(request, grant)
         values = parameters(request)
         type, key = single(values, "event"), single(values, "key")
         if request.mimetype == CONTENT_TYPE:
@@ -88,12 +91,15 @@ def add_routes(app: TrioSSE) -> None:
                 )
             incoming = getattr(request, "incoming", None)
             assert isinstance(incoming, Incoming)
-            acknowledgements = _Acknowledgements(app.hub, app.turns, topic, incoming, grant.expires_at, publisher)
+            acknowledgements = _Acknowledgements(app, topic, incoming, grant, callers)
             await acknowledgements.begin()
             response = Response(acknowledgements, content_type=ACKNOWLEDGEMENTS)
             response.timeout = None
             return response
+        said = min(request.content_length or 0, MAX_DATA)
+        app.rates.check(callers, {"events_per_s": 1, "bytes_per_s": said})
         body = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+        app.rates.spend(callers, {"bytes_per_s": len(body) - said})
         event = Event(_text(body, request.mimetype), type=DEFAULT_TYPE if type is None else type)
         idempotency_key, replayed = _idempotency_key(), False
         if idempotency_key is None:
@@ -201,12 +207,10 @@ class _Acknowledgements(ResponseBody):
     connection and are not passed on; an ``id:`` is its own number, given back in ``acked``.
     """
 
-    def __init__(
-        self, hub: Hub, turns: Gate, topic: str, incoming: Incoming, expires_at: int | None, publisher: str
-    ) -> None:
-        self._hub, self._turns = hub, turns
-        self._topic, self._incoming, self._publisher = topic, incoming, publisher
-        self._expiry = None if expires_at is None else Expiry(expires_at - time.time())
+    def __init__(self, app: TrioSSE, topic: str, incoming: Incoming, grant: Grant, callers: Callers) -> None:
+        self._hub, self._turns, self._rates = app.hub, app.turns, app.rates
+        self._topic, self._incoming, self._publisher, self._callers = topic, incoming, grant.publisher, callers
+        self._expiry = None if grant.expires_at is None else Expiry(grant.expires_at - time.time())
         self._decoder = Decoder(errors="strict")
         self._undecoded = memoryview(b"")
         self._count = 0
@@ -255,6 +259,7 @@ class _Acknowledgements(ResponseBody):
         while self._fault is None:
             with self._hub.cancelled_on_ending() as scope:
                 with contextlib.nullcontext() if self._expiry is None else self._expiry.ends(scope):
+                    await self._rates.wait(self._callers, ONE_EVENT)
                     if self._undecoded:
                         await trio.lowlevel.checkpoint()
                     else:
@@ -276,7 +281,7 @@ class _Acknowledgements(ResponseBody):
         """Append the next events, up to a fault; what to acknowledge, or none for nothing."""
         events: list[Event] = []
         number: str | None = None
-        began = time.perf_counter()
+        began, size = time.perf_counter(), len(self._undecoded)
         try:
             while self._undecoded and len(events) < COMMIT_EVENTS:
                 for received in self._decoder.feed(self._slice()):
@@ -289,6 +294,8 @@ class _Acknowledgements(ResponseBody):
                     began = time.perf_counter()
         except TrioSSEError as error:
             self._fault = error
+        costs = {"events_per_s": len(events), "bytes_per_s": size - len(self._undecoded)}
+        self._rates.spend(self._callers, costs)
         if not events:
             return None
         try:

@@ -44,6 +44,7 @@ def add_routes(app: TrioSSE) -> None:
 async def _guest_name(app: TrioSSE) -> str:
     if not app.guests_allowed:
         raise InvalidToken("guests are not let in here: send your token as Authorization: Bearer <token>")
+    app.rates.check(app.rates.callers(request, app.authority.anonymous()), {"guests_per_min": 1})
     if request.mimetype == CONTENT_TYPE:
         raise InvalidInput("a stream of events goes to /topics/<topic>: send the name as JSON")
     try:

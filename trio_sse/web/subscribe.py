@@ -9,14 +9,14 @@ import trio
 from quart import Response, request
 
 from ..auth import Grant
-from ..errors import InvalidInput
+from ..errors import InvalidInput, TooManyRequests
 from ..event import EventID
 from ..hub import check_count
 from ..selector_index import without_contained
-from ..stream import EventStream
+from ..stream import EventStream, come_back
 from ..subscription import EARLIEST, Slow
 from ..topic import Selector, inbox, parse_selectors
-from .caller import address_of, parameters, single
+from .caller import origin_of, parameters, single
 
 if TYPE_CHECKING:
     from . import TrioSSE
@@ -35,12 +35,17 @@ def add_routes(app: TrioSSE) -> None:
                 raise InvalidInput("name at least one topic: /events?topic=lobby")
             topics = [inbox(grant.subject)]
         selectors = await _readable(grant, topics)
+        origin = origin_of(request, app.settings.trusted_proxies)
+        try:
+            app.rates.check(app.rates.callers(request, grant), {"streams_per_s": 1})
+        except TooManyRequests as error:
+            return come_back(max(app.rates.retry_ms(origin, grant.subject), int(error.wait_s * 1000)))
         subscription = app.hub.subscribe_to(selectors, last_event_id=_cursor(values), slow=_slow(values))
         await subscription.locate()
         return EventStream(
             subscription,
             expires_in_s=None if grant.expires_at is None else grant.expires_at - time.time(),
-            while_open=app.limits.place(address_of(request, app.settings.trusted_proxies), grant.subject),
+            while_open=app.limits.place(origin, grant.subject, app.rates),
         )
 
 
