@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -267,3 +270,26 @@ def test_a_page_of_another_origin_may_read_when_to_come_back(server: Server) -> 
     """The header is exposed."""
     answer = ask(server, "GET", "/healthz", headers={"Origin": "https://app.example"})
     assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+
+
+@pytest.mark.proof
+def test_a_busy_backend_meets_no_limit(tmp_path: Path) -> None:
+    """Two thousand streams and five hundred posts a second with a token, from one public address, as they come."""
+    env = {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_TRUSTED_PROXIES": "127.0.0.1"}
+    headers = came_from("203.0.113.10") | bearer(sign("backend", publish=["a"], subscribe=["a"]))
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    asked = f"GET /events?topic=a HTTP/1.1\r\nHost: hub\r\n{head}\r\n".encode()
+    with serving(folder=tmp_path, env=env) as server, ExitStack() as streams:
+        opened = []
+        for _ in range(2_000):
+            stream = streams.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN_S))
+            stream.sendall(asked)
+            opened.append(stream)
+        for stream in opened:
+            said = b""
+            while b": stream" not in said:
+                said += stream.recv(4096)
+            assert said.startswith(b"HTTP/1.1 200")
+        assert metric(server, "trio_sse_streams") == 2_000
+        with httpx.Client(base_url=server.url, headers=headers) as client:
+            assert {client.post("/topics/a", content=b"x").status_code for _ in range(1_000)} == {201}

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from trio_sse.errors import InvalidInput
+from trio_sse.rates import Rates
 from trio_sse.retention import Keep
 from trio_sse.settings import MAX_S, PREFIX, Settings, load_settings
 
@@ -72,6 +73,9 @@ DEFAULTS: dict[str, object] = {
     "max_streams_per_ip": None,
     "max_streams_per_subject": None,
     "trusted_proxies": (),
+    "rates_anonymous": Rates(events_per_s=50, bytes_per_s=1_000_000, streams_per_s=20, guests_per_min=30),
+    "rates_token": Rates(),
+    "rates_address": Rates(),
 }
 
 

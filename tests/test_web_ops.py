@@ -80,6 +80,7 @@ def test_the_metrics_are_what_prometheus_reads(server: Server) -> None:
         "lagging": "counter",
         "gaps": "counter",
         "refused": "counter",
+        "over_rate": "counter",
         "counted_streams": "gauge",
         "counted_addresses": "gauge",
         "counted_subjects": "gauge",
