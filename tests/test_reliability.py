@@ -32,6 +32,8 @@ PROMISES = [
     "A slow client",
     "A flood",
     "One caller's rates",
+    "Bodies of requests",
+    "A full journal",
     "Many short lines",
     "The end of a token",
     "A malformed request",

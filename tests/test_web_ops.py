@@ -81,6 +81,8 @@ def test_the_metrics_are_what_prometheus_reads(server: Server) -> None:
         "gaps": "counter",
         "refused": "counter",
         "over_rate": "counter",
+        "body_bytes": "gauge",
+        "bodies_refused": "counter",
         "counted_streams": "gauge",
         "counted_addresses": "gauge",
         "counted_subjects": "gauge",

@@ -358,7 +358,7 @@ def test_a_guests_name_that_cannot_be_shown_is_refused(open_server: Server, name
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"Ada", b"{", b"[]", b"5", b'"name"', b"null", b'{"Name": "Ada"}', b'{"name": "\xff"}', b"[" * 100_000],
+    [b"", b"Ada", b"{", b"[]", b"5", b'"name"', b"null", b'{"Name": "Ada"}', b'{"name": "\xff"}', b"[" * 4_000],
 )
 def test_a_sign_in_that_says_no_name_is_refused(open_server: Server, body: bytes) -> None:
     """What is not JSON with a name is 400, which shows what to send."""

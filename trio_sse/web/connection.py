@@ -36,6 +36,7 @@ from ..errors import HubFailed
 from ..stream import StreamBody
 from ..wire import CONTENT_TYPE
 from . import problem
+from .bodies import BoundedBody
 from .caller import hide_token
 
 LINGER_S = 10.0
@@ -121,8 +122,10 @@ class Incoming:
 
 
 class Request(TrioRequest):
-    """Quart's request, and the unbuffered body where there is one."""
+    """Quart's request with a body within the budget, and the unbuffered body where there is one."""
 
+    body_class = BoundedBody
+    body: BoundedBody
     incoming: Incoming | None = None
 
 
@@ -214,12 +217,16 @@ class HTTPConnection(TrioASGIHTTPConnection):
 
     async def _answer(self, request: QuartRequest) -> None:
         """Answer; what breaks an answer off, once it has begun, ends it."""
+        given = request.body
+        assert isinstance(given, BoundedBody)
         try:
             try:
                 response = await self.app.handle_request(request)
             except BadHost:  # from before anything that handles errors
                 response = problem.respond(400, "the Host header does not name a host")
-            del request
+            finally:
+                given.drop()  # what still comes of a body that is refused is not kept either
+            del request, given
             if isinstance(response.response, StreamBody):
                 body, head = response.response, _head_of(response)
                 del response  # a stream may last for days, and needs no more of the request and the response

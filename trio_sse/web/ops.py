@@ -14,6 +14,7 @@ from quart import Response
 from .. import server
 from ..event import EventID
 from . import problem
+from .bodies import held
 
 if TYPE_CHECKING:
     from . import TrioSSE
@@ -72,6 +73,9 @@ class Metrics(Collector):
         yield GaugeMetricFamily("trio_sse_streams", "Open streams.", now.streams)
         yield CounterMetricFamily("trio_sse_refused", "Streams sent away for want of room.", self._app.limits.refused)
         yield self._over_rate()
+        yield GaugeMetricFamily("trio_sse_body_bytes", "Bytes of requests' bodies that are held.", held.bytes)
+        told = "Requests' bodies that were refused because too many bytes of them were held."
+        yield CounterMetricFamily("trio_sse_bodies_refused", told, held.refused)
         counted = self._app.limits.statistics
         yield GaugeMetricFamily("trio_sse_counted_streams", "Streams that count against the caps.", counted.streams)
         yield GaugeMetricFamily("trio_sse_counted_addresses", "Addresses that have them.", counted.addresses)

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING
 
 from quart import Response, request
 
-from ..auth import Grant
+from ..auth import MAX_NAME, Grant
 from ..errors import InvalidInput, InvalidToken, NotAllowed
 from ..wire import CONTENT_TYPE
+from .bodies import BoundedBody
 from .caller import COOKIE, bearer
 
 if TYPE_CHECKING:
     from . import TrioSSE
+
+
+MAX_BODY = 4096
+"""Most bytes of the JSON that signs a guest in: a name of 64 characters, each as an escape, and room to spare."""
+
+MAX_COMPOSED = 4
+"""Most code points that become one when a name is normalised, as in Vietnamese or Greek with all its marks."""
 
 
 def add_routes(app: TrioSSE) -> None:
@@ -47,12 +55,18 @@ async def _guest_name(app: TrioSSE) -> str:
     app.rates.check(app.rates.callers(request, app.authority.anonymous()), {"guests_per_min": 1})
     if request.mimetype == CONTENT_TYPE:
         raise InvalidInput("a stream of events goes to /topics/<topic>: send the name as JSON")
+    body = request.body
+    assert isinstance(body, BoundedBody)
+    body.limit(MAX_BODY, "what signs a guest in")
     try:
         name = json.loads(await request.get_data())["name"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInput('send a token as Authorization: Bearer <token>, or as a guest {"name": "Ada"}') from None
     if not isinstance(name, str):
         raise InvalidInput("the name is not a text")
+    # Before it is normalised, which takes time that grows with the square of what has to be reordered.
+    if len(name) > MAX_COMPOSED * MAX_NAME:
+        raise InvalidInput(f"the name is longer than {MAX_NAME} characters: give a shorter one")
     return unicodedata.normalize("NFC", name).strip()
 
 
