@@ -424,6 +424,23 @@ def test_a_stream_keeps_neither_its_request_nor_its_response(server: Server, top
 
 
 @pytest.mark.parametrize(
+    "target", ["//metrics", "///metrics", "/%2fmetrics", "/%6detrics", "/%65vents?topic=a", "//healthz", "/%2F", "//"]
+)
+def test_a_path_is_served_as_it_is_written_alone(server: Server, target: str) -> None:
+    """Another spelling of it would pass a proxy's rules for the path that it is once it is decoded."""
+    answer = ask(server, "GET", target)
+    assert answer.status == 404
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_topic_may_be_written_in_any_way(server: Server, topic: str) -> None:
+    """Percent-encoded, it is the same topic."""
+    assert ask(server, "POST", f"/topics/{topic}", b"x").status == 201
+    encoded = "".join(f"%{ord(letter):02x}" for letter in topic)
+    assert ask(server, "GET", f"/topics/{encoded}").json["topic"] == topic
+
+
+@pytest.mark.parametrize(
     "target", ["http://hub/topics/{}", "http://topics/topics/{}", "HTTPS://u:p@[::1]:8/topics/{}", "http://[/topics/{}"]
 )
 def test_a_target_in_absolute_form_is_its_path(server: Server, topic: str, target: str) -> None:

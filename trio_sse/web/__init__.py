@@ -80,6 +80,8 @@ class TrioSSE(QuartTrio):
         self.turns = Gate(publish.DECODING)
         """Of those who publish streams of events."""
         self.metrics = ops.Metrics(self)
+        self.exact_paths: frozenset[str] = frozenset()
+        """The hub's own paths but for topics: they are served as they are written, and in no other spelling."""
         self._hub: Hub | None = None
         self._authority: Authority | None = None
 
@@ -214,6 +216,7 @@ def create_app(settings: Settings) -> TrioSSE:
     app.url_map.merge_slashes = False
     for room in (subscribe, publish, session, ops, page):
         room.add_routes(app)
+    app.exact_paths = frozenset(rule.rule for rule in app.url_map.iter_rules() if not rule.arguments)
     app.register_error_handler(TrioSSEError, problem.from_own)
     app.register_error_handler(HTTPException, problem.from_http)
     app.register_error_handler(Exception, problem.from_bug)

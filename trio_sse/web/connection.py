@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 from urllib.parse import unquote
 
@@ -139,6 +139,7 @@ class HTTPConnection(TrioASGIHTTPConnection):
         self._ending = False  # our last message is on its way
         scope: Any = self.scope
         _take_origin_form(scope)
+        _keep_spelling(scope, getattr(self.app, "exact_paths", frozenset()))
         request = self._create_request_from_scope(self._send_carefully)
         scope["path"] = scope["raw_path"].decode("ascii")
         hide_token(scope)
@@ -295,3 +296,16 @@ def _take_origin_form(scope: dict[str, Any]) -> None:
         rest = raw.partition(b"://")[2]
         scope["raw_path"] = b"/" + rest.partition(b"/")[2]
         scope["path"] = unquote(scope["raw_path"].decode("ascii"))
+
+
+def _keep_spelling(scope: dict[str, Any], exact: Collection[str]) -> None:
+    """Let a path that is another only when it is decoded lead nowhere.
+
+    The router decodes it and drops slashes at its beginning, so ``//metrics`` and ``/%6detrics`` would pass a proxy's
+    rule for ``/metrics`` and be served.
+    """
+    raw = scope["raw_path"]
+    if b"%" in raw or b"//" in raw:
+        path = "/" + scope["path"].lstrip("/")
+        if "/" + path.removeprefix(scope["root_path"]).lstrip("/") in exact:
+            scope["path"] = "/." + raw.decode("ascii")
