@@ -203,9 +203,10 @@ def wait_quiet(siege: Siege) -> list[str]:
 def test_the_log_says_what_ended_a_connection(siege: Siege) -> None:
     """One line names the exception, without a traceback."""
     before = wait_quiet(siege)
-    siege.attack(ATTACKS["h2c-upgrade-bad-settings"], "plain")
+    siege.attack(ATTACKS["websocket-extensions-odd"], "plain")
     assert eventually(lambda: len(siege.log()) > len(before))
-    assert siege.log()[len(before) :] == ["one connection ended by Error: 'Incorrect padding'"]
+    (line,) = siege.log()[len(before) :]
+    assert line.startswith("one connection ended by UnicodeDecodeError: ")
 
 
 def test_a_flood_of_attacks_is_no_flood_of_lines(siege: Siege) -> None:
@@ -217,7 +218,7 @@ def test_a_flood_of_attacks_is_no_flood_of_lines(siege: Siege) -> None:
 
     before, began = len(wait_quiet(siege)), time.monotonic()
     for _ in range(200):
-        siege.attack(ATTACKS["h2c-upgrade-bad-settings"], "plain")
+        siege.attack(ATTACKS["websocket-extensions-odd"], "plain")
     assert eventually(lambda: sum(told()) == 200)
     assert len(told()) <= time.monotonic() - began + 2
     siege.check()

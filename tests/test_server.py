@@ -308,7 +308,7 @@ def test_a_journal_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         server.start()
     lines = [line for line in server.log().splitlines() if not line.startswith("[")]
-    assert lines == ["trio_sse: the journal missing/folder/x.db cannot be used: No such file or directory"]
+    assert lines == [f"trio_sse: the journal {tmp_path}/missing/folder/x.db cannot be used: No such file or directory"]
 
 
 def test_another_worker_class_is_one_line(tmp_path: Path) -> None:

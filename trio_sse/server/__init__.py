@@ -21,6 +21,8 @@ What is mended here, and why (each was seen with Hypercorn 0.18.0):
   have its answer. Here a whole request has a moment to be answered, unless the answer is a stream.
 - There is no limit to connections but that of descriptors, at which ``accept`` fails and nobody is told anything. Here
   there is room for one more at any time, and who has to be refused is told so (``admission``).
+- A request that says its length in two ways is served, a head of any size is too if it comes in one write, an upgrade
+  to HTTP/2 is taken, and what is refused has no word. Here it is otherwise (``heads``).
 - A request's body that its application does not read holds the connection's reader for ever. Here it is thrown away
   when the response is over.
 - The application is not told that the server is going away. :func:`wait_shutdown` tells it.
@@ -63,7 +65,7 @@ from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
-from . import connection, drain, framing, http2, idle, messages, worker, writes
+from . import connection, drain, framing, heads, http2, idle, messages, worker, writes
 from .admission import Capacity
 from .connection import Connection, connections, current_connection, is_turned_away, leaves
 from .direct import DirectOutlet, DirectWriter, find_direct_writer
@@ -140,6 +142,9 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
         (ASGIWrapper, "__call__", messages.call_app),
         (HTTPStream, "app_send", framing.app_send),
         (H11Protocol, "_send_h11_event", framing.send_h11_event),
+        (H11Protocol, "__init__", heads.init),
+        (H11Protocol, "_check_protocol", heads.check_protocol),
+        (H11Protocol, "_send_error_response", heads.send_error_response),
         (H11Protocol, "_maybe_recycle", drain.maybe_recycle),
         (H2Protocol, "__init__", http2.init),
         (H2Protocol, "_handle_events", http2.handle_events),
@@ -148,8 +153,8 @@ def guard_hypercorn(*, write_timeout_s: float, drain_s: float) -> bool:
         (trio.SocketListener, "accept", idle.accept),
         (H2Protocol, "initiate", idle.initiate),
         (H2Protocol, "_close_stream", idle.close_stream),
-        (HTTPStream, "_send_error_response", idle.refuse_http),
-        (WSStream, "_send_error_response", idle.refuse_websocket),
+        (HTTPStream, "_send_error_response", heads.refuse_http),
+        (WSStream, "_send_error_response", heads.refuse_websocket),
         (StreamBuffer, "__init__", writes.init_buffer),
         (StreamBuffer, "pop", writes.pop),
         (StreamBuffer, "push", writes.bounded_push),

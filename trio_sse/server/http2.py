@@ -32,6 +32,7 @@ from hypercorn.protocol.http_stream import ASGIHTTPState
 from hypercorn.protocol.ws_stream import ASGIWebsocketState
 
 from .drain import handle_h2_events
+from .heads import PROBLEM, problem
 
 CLOSED_STREAMS = 1000
 """So many closed streams of a connection are remembered; frames that were under way to them are forgiven."""
@@ -131,8 +132,11 @@ def _refuses(protocol: H2Protocol, event: Event) -> bool:
     if any(name == b":path" for name, _ in decoded) and all(value.isascii() for _, value in decoded):
         return False
     with contextlib.suppress(ProtocolError):  # its client has taken it back already
-        answer = [(b":status", b"400"), *protocol.config.response_headers("h2")]
-        protocol.connection.send_headers(event.stream_id, answer, end_stream=True)
+        body = problem(400)
+        answer = [(b":status", b"400"), PROBLEM, (b"content-length", b"%d" % len(body))]
+        answer += protocol.config.response_headers("h2")
+        protocol.connection.send_headers(event.stream_id, answer)
+        protocol.connection.send_data(event.stream_id, body, end_stream=True)
         if event.stream_ended is None:
             protocol.connection.reset_stream(event.stream_id, ErrorCodes.NO_ERROR)
     return True

@@ -23,10 +23,7 @@ from typing import Any
 
 import trio
 from hypercorn.events import Updated
-from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.http_stream import HTTPStream
-from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -39,17 +36,12 @@ log = logging.getLogger(__name__)
 _accept = trio.SocketListener.accept
 _initiate = H2Protocol.initiate
 _close_stream = H2Protocol._close_stream
-_refuse_http = HTTPStream._send_error_response
-_refuse_websocket = WSStream._send_error_response
 
 MOMENT_S = 0.25
 """When there is no room, who comes has about so long to ask for something before it has to go for another."""
 
 HANDSHAKE_MOMENT_S = 1.0
 """And who has begun to shake hands for TLS so long: before it can ask, bytes have to go there and back."""
-
-NO_APPLICATION = (400, 404)
-"""What a request is answered with when no application is asked."""
 
 PAUSE_S = 0.1
 """When ``accept`` fails for want of something, it is tried again after so long."""
@@ -347,23 +339,6 @@ async def close_stream(self: H2Protocol, stream_id: int) -> None:
         if self.context.terminated.is_set():
             await say_goaway(self)
         await self.send(Updated(idle=True))
-
-
-async def refuse_http(self: HTTPStream, status_code: int) -> None:
-    """``HTTPStream._send_error_response``, after which the connection waits or closes like after any answer."""
-    await _refuse_http(self, status_code)
-    await _end_refused(self, status_code)
-
-
-async def refuse_websocket(self: WSStream, status_code: int) -> None:
-    """``WSStream._send_error_response``, after which the connection waits or closes like after any answer."""
-    await _refuse_websocket(self, status_code)
-    await _end_refused(self, status_code)
-
-
-async def _end_refused(stream: HTTPStream | WSStream, status_code: int) -> None:
-    if status_code in NO_APPLICATION:  # otherwise there is one, whose end is the stream's
-        await stream.send(StreamClosed(stream_id=stream.stream_id))
 
 
 def socket_of(stream: object) -> trio.socket.SocketType:

@@ -16,6 +16,8 @@ from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.typing import AppWrapper, Scope
 
+from .heads import PROBLEM, problem
+
 Message = dict[str, Any]
 
 MOST_FIELDS = 256
@@ -104,8 +106,10 @@ async def spawn_app(
 
 
 async def _refuse_fields(scope: Scope, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 431, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body"})
+    body = problem(431)
+    headers = [PROBLEM, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 431, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
 
 _REFUSE_FIELDS = ASGIWrapper(_refuse_fields)
