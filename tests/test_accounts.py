@@ -20,6 +20,8 @@ from trio_sse.event import ORIGIN, Event
 from trio_sse.hub import open_hub
 from trio_sse.journal import Journal, accounts, keys, memory, open_journal, writer
 from trio_sse.journal.accounts import Accounts, Holding
+from trio_sse.journal.held import FileHolding
+from trio_sse.journal.sqlite import SQLiteJournal
 from trio_sse.record import Draft, Gap, Once, Record
 from trio_sse.retention import Keep, Retention
 from trio_sse.testing import read_all
@@ -291,6 +293,46 @@ def test_stale_entries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     for largest in (all_of_them._by_bytes, holding.account._largest):
         assert largest._heap is not None
         assert len(largest._heap) <= 2 + 10
+
+
+def test_finding_the_largest_stays_cheap_while_it_gives_and_grows() -> None:
+    """What grew many times is looked at once more for each time, and not again whenever it gives."""
+    looks = 0
+
+    def size(item: Holding) -> int:
+        nonlocal looks
+        looks += 1
+        return item.bytes
+
+    holding = Holding(Accounts().account("a"), "t")
+    largest = accounts.Largest[Holding](size, lambda: [holding])
+    holding.bytes = 2_000
+    for _ in range(500):
+        assert largest.find() is holding
+        holding.bytes += 1
+        largest.grew(holding)
+    for _ in range(500):
+        holding.bytes -= 1
+        assert largest.find() is holding
+    assert looks < 6_000
+
+
+async def test_the_oldest_of_a_publisher_is_found_among_many_of_others(tmp_path: Path) -> None:
+    """Without a walk past what others published before it in the topic."""
+    async with open_journal(f"sqlite:{tmp_path}/journal.db", retention=Retention(events=10_000)) as journal:
+        assert isinstance(journal, SQLiteJournal)
+        steps: list[int] = []
+        for others in (1, 5_000):
+            await journal.append([event("t", "a") for _ in range(others)])
+            await journal.append([event("t", str(others))])
+            ledger = journal._writer._ledger
+            holding = ledger.accounts.find(str(others), "t")
+            assert isinstance(holding, FileHolding)
+            steps.append(0)
+            journal._writer.db.set_progress_handler(lambda: steps.append(steps.pop() + 1), 1)
+            assert len(ledger.oldest_of(holding)) == 1
+            journal._writer.db.set_progress_handler(None, 0)
+        assert steps[1] <= 2 * steps[0]
 
 
 def test_until_the_first_question_nothing_is_kept() -> None:

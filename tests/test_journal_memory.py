@@ -34,6 +34,20 @@ async def test_pages_are_bounded_in_bytes() -> None:
         assert len(await read_all(journal, "a", "b")) == 5
 
 
+async def test_lost_values_that_are_of_no_account_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were replaced, and those of topics that are forgotten: each would hold its topic in memory."""
+    monkeypatch.setattr(memory, "STALE_LOST", 5)
+    monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 2)
+    clock = WallClock()
+    async with open_journal("memory:", retention=Retention(seconds=1), clock=clock) as journal:
+        assert isinstance(journal, MemoryJournal)
+        for number in range(100):
+            await journal.append([draft(f"t/{number}"), draft("a")])
+            clock.move(10)
+            await journal.trim()
+        assert len(journal._lost) <= 2 + 1 + 5 + 1
+
+
 async def test_forgotten_topics_leave_one_coarse_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     """When too many topics are empty, one floor stands for the oldest of them, and it is no event's ID."""
     monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 2)

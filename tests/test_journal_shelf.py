@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,16 @@ def test_readers_share_the_records() -> None:
     shelf = filled("a", "b", "a")
     pages = [shelf.read(parse_selectors(["a"]), ORIGIN, 9) for _ in range(2)]
     assert [page.records[1] is shelf.topics["a"][1] for page in pages if page is not None] == [True, True]
+
+
+def test_what_is_taken_away_is_not_held() -> None:
+    """A topic's list is cut later, but its records are gone from memory at once."""
+    shelf = filled("a", "a", "a", "a", "a")
+    first = weakref.ref(shelf.topics["a"][0])
+    shelf.remove(shelf.topics["a"], EventID(1, 1))
+    gc.collect()
+    assert first() is None
+    assert numbers(shelf, "a", after=1) == [2, 3, 4, 5]
 
 
 def test_who_begins_below_what_is_there_has_to_ask_the_file() -> None:

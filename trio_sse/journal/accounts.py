@@ -63,14 +63,16 @@ class Largest(Generic[T]):
         heap = self._heap
         if heap is None:
             heap = self._heap = self._entries()
+        corrected: set[int] = set()
         while True:
             size, number, item = heap[0]
             now = -self._size(item)
             if now == size:
                 return item
             heapq.heappop(heap)
-            if now:
+            if now and number not in corrected:  # once, or its stale entries would be corrected again each time
                 heapq.heappush(heap, (now, number, item))
+                corrected.add(number)
 
     def compact(self, items: int) -> None:
         """Drop stale entries when there are more of them than ``items``, which there are."""

@@ -62,11 +62,13 @@ SCHEMA = (
     ) STRICT;
     """,
     # Who published what, and the sums of each publisher in each topic; all there was before is charged to those who
-    # have no name. The sums of a topic are those of its holdings.
+    # have no name. The sums of a topic are those of its holdings. The index finds the oldest record of a publisher in a
+    # topic of many; those who have no name are one publisher, and do without.
     """
     CREATE TABLE publisher (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
     INSERT INTO publisher VALUES (0, '');
     ALTER TABLE record ADD COLUMN publisher INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX record_by_publisher ON record (topic, publisher) WHERE publisher <> 0;
     ALTER TABLE once ADD COLUMN publisher INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE holding (
         id INTEGER PRIMARY KEY, publisher INTEGER NOT NULL, topic INTEGER NOT NULL, events INTEGER NOT NULL,

@@ -20,6 +20,8 @@ from .held import Doomed, FileHolding, Held
 AHEAD = 32
 """Events of one holding that are looked up at once, when it has to make room; it seldom gives only one."""
 
+OLDEST = "SELECT id, key, length(frame), publisher FROM record WHERE topic = ? AND publisher = ? AND id > ? "
+
 
 class Ledger:
     """All topics and accounts, to be used inside a transaction; made anew when one has failed."""
@@ -113,12 +115,14 @@ class Ledger:
 
     def oldest_of(self, holding: FileHolding) -> deque[Doomed]:
         """Some of the oldest records of a holding."""
-        query = (
-            "SELECT id, key, length(frame), publisher FROM record WHERE topic = ? AND id > ? AND publisher = ? "
-            "ORDER BY id LIMIT ?"
-        )
-        given = (self.topics[holding.topic].id, holding.after.packed(), self._numbers[holding.account.name], AHEAD)
-        return deque(self._db.execute(query, given))
+        held, number = self.topics[holding.topic], self._numbers[holding.account.name]
+        query, count = OLDEST, AHEAD
+        if number:
+            query += "AND publisher <> 0 "  # as the index says, or SQLite does not take it
+        elif held.publishers > 1:
+            count = 1  # what stands between them is walked past once, and not once a transaction
+        given = (held.id, number, holding.after.packed(), count)
+        return deque(self._db.execute(query + "ORDER BY id LIMIT ?", given))
 
     def uncharge(self, held: Held, row: Doomed) -> None:
         """A record that goes takes no more of its publisher's account."""

@@ -36,6 +36,10 @@ from .contract import (
 from .costs import EMPTY_SHARE, KEYS_SHARE, LOST_SHARE, MEMORY
 from .shelf import Shelf, Topic
 
+STALE_LOST = 1_000
+"""Entries of lost values that may be out of date, or an eighth of all, before they are dropped: each holds its key and
+its topic in memory, even one that is forgotten."""
+
 
 class MemoryJournal(Journal):
     """Events on a shelf."""
@@ -49,7 +53,7 @@ class MemoryJournal(Journal):
         self._empty_bytes = 0
         self._ages = Ages()
         self._lost: deque[tuple[_Kept, str | None, EventID]] = deque()
-        self._lost_bytes = 0
+        self._lost_bytes = self._stale_lost = 0
         self._accounts = Accounts()
         self._once: dict[_Name, _Once] = {}
         self._once_of: dict[Account, OrderedDict[_Name, None]] = {}
@@ -144,6 +148,7 @@ class MemoryJournal(Journal):
             self._charge(record, topic)
             if kept.added(record):
                 self._lost_bytes -= MEMORY.of_lost(record.key)
+                self._stale_lost += 1
             if len(topic) > limits.events or topic.bytes > limits.bytes:
                 full[topic.name] = kept
         for kept in full.values():
@@ -219,6 +224,11 @@ class MemoryJournal(Journal):
             of, key, id = self._lost.popleft()
             if of.forget(key, id):
                 self._lost_bytes -= MEMORY.of_lost(key)
+            else:
+                self._stale_lost -= 1
+        if self._stale_lost > max(STALE_LOST, len(self._lost) / 8):
+            self._lost = deque(entry for entry in self._lost if entry[0].lost.get(entry[1]) == entry[2])
+            self._stale_lost = 0
         if not len(topic):
             self._empty[topic.name] = None
             self._empty_bytes += MEMORY.of_topic(topic.name)
@@ -242,8 +252,10 @@ class MemoryJournal(Journal):
         """Let the coarse floor stand for a topic's: a position, so that it is no other topic's ID."""
         del self._empty[name]
         self._empty_bytes -= MEMORY.of_topic(name)
-        self._lost_bytes -= sum(map(MEMORY.of_lost, self._kept[name].lost))
-        self._kept[name].lost.clear()
+        lost = self._kept[name].lost
+        self._lost_bytes -= sum(map(MEMORY.of_lost, lost))
+        self._stale_lost += len(lost)
+        lost.clear()
         floor = EventID(self._kept.pop(name).topic.floor.ms + 1, 0)
         self._shelf.forget(name)
         self._shelf.coarse_floor = max(self._shelf.coarse_floor, floor)

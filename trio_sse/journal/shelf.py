@@ -27,6 +27,9 @@ from .costs import MEMORY
 CHOICES = 16
 """So many sets of wildcards have the topics they choose remembered."""
 
+_GONE = Record(ORIGIN, "", b"")
+"""In the place of records that were taken away, until the list is cut."""
+
 
 class Topic:
     """One topic's records, oldest first; taking away moves a mark, and the list is cut when half is behind it."""
@@ -96,6 +99,7 @@ class Topic:
         """Take away the records up to an ID."""
         end = self._index(upto)
         taken = self._records[self._first : end]
+        self._records[self._first : end] = [_GONE] * len(taken)  # or the list would hold as many again in memory
         self.bytes -= sum(len(record.frame) for record in taken)
         self._first = end
         if 2 * end >= len(self._records):
