@@ -53,7 +53,7 @@ async def break_reader() -> None:
     """Some topics cannot be read, and of some others the second page."""
     read = app.hub.journal.read
 
-    async def broken_for_some(selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+    async def broken_for_some(selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
         topics = {selector.text for selector in selectors}
         if "unread/now" in topics:
             raise JournalError("the disk does not answer now")
@@ -63,7 +63,7 @@ async def break_reader() -> None:
             await trio.sleep_forever()
         if after != ORIGIN and any(selector.text.startswith("broken/") for selector in selectors):
             broken()
-        return await read(selectors, after, limit)
+        return await read(selectors, after, limit, told)
 
     app.hub.journal.read = broken_for_some  # type: ignore[method-assign]
 

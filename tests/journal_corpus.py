@@ -198,8 +198,6 @@ async def _floors(hub: Hub, texts: str) -> dict[str, Any]:
     return {
         "floor": str(await hub.journal.floor(selectors)),
         "lost": str(page.lost),
-        "floors": {name: str(floor) for name, floor in page.floors.above.items()},
-        "losses": {name: str(lost) for name, lost in page.losses.above.items()},
         "ids": [str(record.id) for record in page.records],
     }
 

@@ -49,7 +49,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[EventID]:
     read = database.read
 
     def count(*args: Any) -> Any:
-        cursors.append(args[2])
+        cursors.append(args[3])
         return read(*args)
 
     monkeypatch.setattr(database, "read", count)

@@ -344,7 +344,7 @@ async def test_a_failing_read_is_said(url: str, monkeypatch: pytest.MonkeyPatch)
         await journal.append([draft("a")])
         monkeypatch.setattr(sqlite_journal, "SHELF_EVENTS", 0)
         await journal.append([draft("a")])
-        monkeypatch.setattr(database, "_choose", fail)
+        monkeypatch.setattr(database, "begin_reading", fail)
         with pytest.raises(JournalError, match="could not read"):
             await journal.read(parse_selectors(["a"]), ORIGIN, 10)
 

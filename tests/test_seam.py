@@ -125,11 +125,11 @@ class Stepped(Journal):
     def publish(self, records: Sequence[Record]) -> None:
         self._unfed = [*self._unfed, *records]
 
-    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
         self.reads += 1
         number = self.reads
         async with self.order.step(f"read {number}"):
-            page = await super().read(selectors, after, limit)  # type: ignore[safe-super]
+            page = await super().read(selectors, after, limit, told)  # type: ignore[safe-super]
         async with self.order.step(f"page {number}"):
             await trio.lowlevel.checkpoint_if_cancelled()
         return page

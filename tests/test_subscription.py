@@ -30,12 +30,12 @@ class SteppedJournal(MemoryJournal):
         super().__init__(retention or Retention(), clock or WallClock())
         self.held: list[tuple[trio.Event, trio.Event]] = []
 
-    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
         if self.held:
             arrived, go_on = self.held.pop(0)
             arrived.set()
             await go_on.wait()
-        return await super().read(selectors, after, limit)
+        return await super().read(selectors, after, limit, told)
 
     def hold_next_read(self) -> tuple[trio.Event, trio.Event]:
         self.held.append((trio.Event(), trio.Event()))
@@ -215,10 +215,10 @@ async def test_a_live_event_does_not_wait_for_a_herd(autojump_clock: trio.testin
     pages = 0
 
     class Counting(SteppedJournal):
-        async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+        async def read(self, selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
             nonlocal pages
             pages += 1
-            return await super().read(selectors, after, limit)
+            return await super().read(selectors, after, limit, told)
 
     async def catch_up(hub: Hub, first: EventID) -> None:
         async with hub.subscribe("past", last_event_id=first) as subscription:

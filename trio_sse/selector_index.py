@@ -1,4 +1,4 @@
-"""Selectors by their segments, so that a topic finds those that choose it without asking each.
+"""Selectors by their segments, so that a topic finds those that choose it without asking each; and topics likewise.
 
 Plan: a selector that names one whole topic stands in a dictionary. One with wildcards is a path in a tree whose edges
 are runs of segments; ``*`` is a segment like any other there, and a last ``**`` is a mark on the node before it.
@@ -9,14 +9,17 @@ are: with at most three ``*`` in a selector and 32 segments in a topic no look-u
 :data:`MOST_VISITS` nodes, and a usual one about one for each segment. An edge holds a run of segments, so a tree
 has at most two nodes for each selector.
 
+The topics of a journal are a tree of the same kind, in which a selector finds those it chooses, while they are few.
+
 Trap: wildcards never reach private topics, so a look-up of one never enters the tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from math import comb
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from .topic import MAX_SEGMENTS, MAX_STARS, PRIVATE, Selector
 
@@ -38,7 +41,7 @@ class _Node(Generic[T]):
         self.label = label
         self.edges: dict[str, _Node[T]] = {}
         self.here: T | None = None
-        """What stands under the selector that ends here."""
+        """What stands under the selector, or topic, that ends here."""
         self.rest: T | None = None
         """What stands under the selector that has ``**`` behind this place."""
 
@@ -47,12 +50,62 @@ class _Node(Generic[T]):
         return self.here is None and self.rest is None
 
 
-class SelectorIndex(Generic[T]):
+class _Tree(Generic[T]):
+    """Paths of segments from one root; edges hold runs of segments in which no ways part."""
+
+    def __init__(self) -> None:
+        self._root: _Node[T] = _Node(())
+
+    def _down(self, segments: Sequence[str]) -> list[_Node[T]] | None:
+        """The nodes on the way to the one that these segments lead to, if there is one."""
+        nodes, place = [self._root], 0
+        while place < len(segments):
+            node = nodes[-1].edges.get(segments[place])
+            if node is None or tuple(segments[place : place + len(node.label)]) != node.label:
+                return None
+            nodes.append(node)
+            place += len(node.label)
+        return nodes
+
+    def _make(self, segments: Sequence[str]) -> _Node[T]:
+        """The node that these segments lead to, made when it is not there."""
+        node, place = self._root, 0
+        while place < len(segments):
+            child = node.edges.get(segments[place])
+            if child is None:
+                child = node.edges[segments[place]] = _Node(tuple(segments[place:]))
+                return child
+            shared = _shared(child.label, segments[place:])
+            if shared < len(child.label):
+                between: _Node[T] = _Node(child.label[:shared])
+                child.label = child.label[shared:]
+                between.edges[child.label[0]] = child
+                node.edges[segments[place]] = between
+                child = between
+            node, place = child, place + shared
+        return node
+
+    def _prune(self, nodes: list[_Node[T]]) -> None:
+        """Leave no node that holds nothing, unless ways part there."""
+        while len(nodes) > 1 and nodes[-1].is_bare:
+            node = nodes.pop()
+            if not node.edges:
+                del nodes[-1].edges[node.label[0]]
+            elif len(node.edges) == 1:
+                (child,) = node.edges.values()
+                child.label = node.label + child.label
+                nodes[-1].edges[node.label[0]] = child
+                return
+            else:
+                return
+
+
+class SelectorIndex(_Tree[T]):
     """One thing (never ``None``) under each selector."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._exact: dict[str, T] = {}
-        self._root: _Node[T] = _Node(())
         self._wildcards = 0
         self.visits = 0
         """Nodes that look-ups have visited so far."""
@@ -140,48 +193,83 @@ class SelectorIndex(Generic[T]):
                 if child is not None and _fits(child.label, segments, place):
                     waiting.append((child, place + len(child.label)))
 
-    def _down(self, segments: Sequence[str]) -> list[_Node[T]] | None:
-        """The nodes on the way to the one that these segments lead to, if there is one."""
-        nodes, place = [self._root], 0
-        while place < len(segments):
-            node = nodes[-1].edges.get(segments[place])
-            if node is None or tuple(segments[place : place + len(node.label)]) != node.label:
+
+class TopicIndex(_Tree[T]):
+    """One thing (never ``None``) under each topic."""
+
+    def put(self, topic: str, thing: T) -> None:
+        """Put a thing under a topic, in place of what stood there."""
+        self._make(topic.split("/")).here = thing
+
+    def remove(self, topic: str) -> None:
+        """Remove a topic and what stands under it; nothing happens if it is not here."""
+        if (nodes := self._down(topic.split("/"))) is not None:
+            nodes[-1].here = None
+            self._prune(nodes)
+
+    def chosen(self, selectors: Iterable[Selector], most_visits: int) -> list[T] | None:
+        """What stands under the topics that any of the selectors choose, each once, if so many visits find them all."""
+        found: dict[T, None] = {}
+        left = most_visits
+        for selector in selectors:
+            segments, deep = _path(selector)
+            if selector.exact:
+                nodes = self._down(segments)
+                if nodes is not None and nodes[-1].here is not None:
+                    found[nodes[-1].here] = None
+                left -= 1
+                continue
+            waiting = [(self._root, 0)]
+            while waiting:
+                node, place = waiting.pop()
+                if node.here is not None and (place > len(segments) if deep else place == len(segments)):
+                    found[node.here] = None
+                segment = segments[place] if place < len(segments) else "*" if deep else None
+                if segment == "*":
+                    left -= len(node.edges)
+                    if left < 0:
+                        return None
+                    children = list(node.edges.values())
+                else:
+                    child = None if segment is None else node.edges.get(segment)
+                    children = [] if child is None else [child]
+                    left -= 1
+                for child in children:
+                    if _is_under(child.label, segments, place, deep):
+                        if place == 0 and child.label[0] == PRIVATE:
+                            if child.here is not None and len(child.label) == 1 and len(segments) == (not deep):
+                                found[child.here] = None
+                        else:
+                            waiting.append((child, place + len(child.label)))
+            if left < 0:
                 return None
-            nodes.append(node)
-            place += len(node.label)
-        return nodes
+        return list(found)
 
-    def _make(self, segments: Sequence[str]) -> _Node[T]:
-        """The node that these segments lead to, made when it is not there."""
-        node, place = self._root, 0
-        while place < len(segments):
-            child = node.edges.get(segments[place])
-            if child is None:
-                child = node.edges[segments[place]] = _Node(tuple(segments[place:]))
-                return child
-            shared = _shared(child.label, segments[place:])
-            if shared < len(child.label):
-                between: _Node[T] = _Node(child.label[:shared])
-                child.label = child.label[shared:]
-                between.edges[child.label[0]] = child
-                node.edges[segments[place]] = between
-                child = between
-            node, place = child, place + shared
-        return node
 
-    def _prune(self, nodes: list[_Node[T]]) -> None:
-        """Leave no node that holds nothing, unless ways part there."""
-        while len(nodes) > 1 and nodes[-1].is_bare:
-            node = nodes.pop()
-            if not node.edges:
-                del nodes[-1].edges[node.label[0]]
-            elif len(node.edges) == 1:
-                (child,) = node.edges.values()
-                child.label = node.label + child.label
-                nodes[-1].edges[node.label[0]] = child
-                return
-            else:
-                return
+class Selection(tuple[Selector, ...]):
+    """Selectors of one reader, with an index of them that is made when it is first needed."""
+
+    @classmethod
+    def of(cls, selectors: Iterable[Selector]) -> Self:
+        """The same object, if it is a selection already."""
+        return selectors if isinstance(selectors, cls) else cls(selectors)
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether each names one whole topic."""
+        return all(selector.exact for selector in self)
+
+    @cached_property
+    def by_segments(self) -> SelectorIndex[Selector]:
+        """The selectors by their segments."""
+        index: SelectorIndex[Selector] = SelectorIndex()
+        for selector in self:
+            index.put(selector, selector)
+        return index
+
+    def chooses(self, topic: str) -> bool:
+        """Whether any of them chooses a topic."""
+        return self.by_segments.chooses(topic)
 
 
 def without_contained(selectors: Iterable[Selector]) -> Iterator[list[Selector]]:
@@ -221,6 +309,14 @@ def _fits(label: Sequence[str], segments: Sequence[str], place: int) -> bool:
     if place + len(label) > len(segments):
         return False
     return all(label[step] in ("*", segments[place + step]) for step in range(1, len(label)))
+
+
+def _is_under(label: Sequence[str], segments: Sequence[str], place: int, deep: bool) -> bool:
+    """Whether a run of a topic's segments agrees with a selector's at a place, and with ``**`` behind them if deep."""
+    if place + len(label) > len(segments) and not deep:
+        return False
+    wanted = segments[place : place + len(label)]
+    return all(want in ("*", segment) for want, segment in zip(wanted, label, strict=False))
 
 
 def _shared(one: Sequence[str], other: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ handed on; what a newer one has replaced is no hole.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
@@ -28,9 +28,10 @@ import trio
 from .broadcast import Broadcaster, ChannelOutlet, EndReason
 from .errors import InvalidEventID
 from .event import ORIGIN, EventID
-from .journal import Floors, Journal, Page
+from .journal import Journal, Page
 from .latest import Latest
 from .record import Gap, GapReason, Record
+from .selector_index import Selection
 from .ticker import Ticker
 from .topic import Selector
 
@@ -73,7 +74,7 @@ class Subscription:
     def __init__(
         self, desk: Desk, selectors: Sequence[Selector], last_event_id: str | None, slow: Slow = "catch-up"
     ) -> None:
-        self.selectors = tuple(selectors)
+        self.selectors = Selection.of(selectors)
         self.requested = last_event_id
         self.cursor = desk.journal.position() if last_event_id is None else ORIGIN
         """The ID or position after which :meth:`receive` goes on."""
@@ -88,7 +89,7 @@ class Subscription:
         self._gathered = Latest() if slow == "latest" else None  # in place of ready records
         self._gathering = False  # what is gathered is not to be handed on yet
         self._newest = self.cursor  # up to here the journal has been read
-        self._told: Mapping[str, EventID] = {}  # of which floors above the cursor it has been told, by topic
+        self._told = 0  # the number of the newest removal of which it has been told
         self._more = False  # whether the last page left something to read
         self._outlet: ChannelOutlet | None = None
         self._reading: trio.CancelScope | None = None  # of a wait for the journal
@@ -108,7 +109,7 @@ class Subscription:
             return self.cursor
         assert self.requested is not None, "who asks for nothing begins at this moment, and is located"
         if self.requested == EARLIEST:
-            page = await self._read(ORIGIN)
+            page = await self._read_first(ORIGIN)
             self._begin(page, _resumed_from(page, ORIGIN, self.desk.journal.born))
         else:
             await self._locate_cursor(self.requested)
@@ -117,9 +118,9 @@ class Subscription:
 
     async def _locate_cursor(self, requested: str) -> None:
         cursor, reason = self._judge(requested)
-        page = await self._read(cursor)
+        page = await self._read_first(cursor)
         born = self.desk.journal.born
-        if reason is None and (cursor < born or self._floors(page).highest > cursor):
+        if reason is None and (cursor < born or self._missing(page) > cursor):
             reason = "restarted" if cursor < born else "trimmed"
         if reason is not None:
             cursor = _resumed_from(page, cursor, born)
@@ -135,12 +136,12 @@ class Subscription:
 
     def _begin(self, page: Page, cursor: EventID) -> None:
         self.cursor = cursor
-        self._told = self._floors(page).above
+        self._told = page.removals
         self._absorb(page)
 
-    def _floors(self, page: Page) -> Floors:
-        """Whose cursor is below one of them has missed something that it should have had."""
-        return page.floors if self._gathered is None else page.losses
+    def _missing(self, page: Page) -> EventID:
+        """A cursor below it has missed something that it should have had."""
+        return page.floor if self._gathered is None else page.lost
 
     @property
     def opening_position(self) -> EventID:
@@ -264,30 +265,40 @@ class Subscription:
         """
         read = max(self.cursor, self._newest)
         page = await self._read(read)
-        floors = self._floors(page).above
-        if any(floor > self._told.get(topic, ORIGIN) for topic, floor in floors.items()):
+        if self._missing(page) > read:
             if self._gathered:  # its place is behind what was gathered: that goes first, and this is read again
                 self._more, self._gathering = True, False
                 return
             self._ready.append(Gap(str(read), _resumed_from(page, read, self.desk.journal.born), "trimmed"))
-        self._told = floors
+        self._told = page.removals
         self._absorb(page)
         if self._outlet is None:
             self._attach()
         elif not self._more:
             self._go_live()
 
-    async def _read(self, after: EventID) -> Page:
+    async def _read(self, after: EventID, told: int | None = None) -> Page:
         async with self.desk.turns:
-            return await self.desk.journal.read(self.selectors, after, PAGE)
+            return await self.desk.journal.read(self.selectors, after, PAGE, self._told if told is None else told)
+
+    async def _read_first(self, cursor: EventID) -> Page:
+        """The page behind a cursor; of a reader that has missed something, one that says where it goes on.
+
+        That is the oldest record there is, if it is older than what was removed.
+        """
+        page = await self._read(cursor)
+        while page.more and not page.records and page.upto < page.floor:
+            before = page
+            page = await self._read(before.upto, before.removals)
+            page = page._replace(floor=max(page.floor, before.floor), lost=max(page.lost, before.lost))
+        return page
 
     def _absorb(self, page: Page) -> None:
         self._more = page.more
         self._newest = max(self.cursor, self._newest)
         if self._gathered is None:
             self._ready.extend(page.records)
-            if page.records:
-                self._newest = page.records[-1].id
+            self._newest = max(self._newest, page.upto)
             return
         self._gathering = True
         for record in page.records:
@@ -295,6 +306,7 @@ class Subscription:
                 self._more, self._gathering = True, False
                 return
             self._newest = record.id
+        self._newest = max(self._newest, page.upto)
 
     def _attach(self) -> None:
         """Attach, unless there is more to read first."""
@@ -366,6 +378,7 @@ def _resumed_from(page: Page, cursor: EventID, born: EventID) -> EventID:
     topic of the same subscriber or from the life before: those are given too.
     """
     floor = max(page.floor, born)
-    if page.records and page.records[0].id <= floor:
-        return max(cursor, EventID(page.records[0].id.ms, 0))
+    oldest = page.records[0].id if page.records else page.upto
+    if (page.records or page.more) and oldest <= floor:
+        return max(cursor, EventID(oldest.ms, 0))
     return max(cursor, floor)

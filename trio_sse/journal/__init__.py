@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager
 from ..errors import JournalUnusable
 from ..retention import Retention
 from . import backup, file, signing_key
-from .contract import Floors, Follower, Journal, JournalStatistics, Page
+from .contract import Follower, Journal, JournalStatistics, Page
 from .memory import open_memory
 from .sqlite import open_sqlite
 
-__all__ = ["Floors", "Follower", "Journal", "JournalStatistics", "Page", "back_up", "open_journal", "read_signing_key"]
+__all__ = ["Follower", "Journal", "JournalStatistics", "Page", "back_up", "open_journal", "read_signing_key"]
 
 
 def open_journal(

@@ -14,9 +14,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import trio
 
@@ -46,9 +46,6 @@ FULL = (
 )
 """What the log hears, with no name in it, so that it is one line a minute whoever they are."""
 
-FORGOTTEN = ""
-"""Stands for the topics that are forgotten, in place of a topic's name."""
-
 MAX_LOST = 100_000
 """Of so many keys whose newest value was removed it is known whether one has replaced it since."""
 
@@ -57,6 +54,10 @@ BACKLOG_BYTES = 1024 * 1024
 
 MERGED_TOPICS = 64
 """Up to so many topics are read one by one and merged; more, along the journal."""
+
+PAGE_ENTRIES = 2_048
+"""So many records of the journal are looked at for one page along it, a few milliseconds, whatever is chosen of them.
+Between two pages others have their turn."""
 
 COST_BYTES = 2048
 """Bytes of data that take about as long to keep as one event more."""
@@ -73,37 +74,20 @@ def cost_of(drafts: Sequence[Draft]) -> int:
     return len(drafts) + sum(len(draft.event.data) for draft in drafts) // COST_BYTES
 
 
-class Floors:
-    """What the topics that some selectors choose have no more: up to which ID each, and the highest of these."""
-
-    __slots__ = ("above", "highest")
-
-    def __init__(self, floors: Collection[tuple[str, EventID]], after: EventID) -> None:
-        self.highest: Final = max([floor for _, floor in floors])
-        self.above: Final = {name: floor for name, floor in floors if floor > after} if self.highest > after else {}
-        """Those above a cursor, by topic; :data:`FORGOTTEN` is that of all that are forgotten."""
-
-
 class Page(NamedTuple):
     """A piece of history; all of it as it was in one instant."""
 
     records: Sequence[Record]
-    floors: Floors
-    """Up to where records were removed."""
-    losses: Floors
-    """Up to where some were removed that no newer one of the same topic and key has replaced."""
+    upto: EventID
+    """All that the selectors choose up to here has been read; at least the last record's ID."""
+    floor: EventID
+    """Up to where records were removed, since the page of which the number was given; not above it, if none were."""
+    lost: EventID
+    """Likewise, but only of those that no newer one of the same topic and key has replaced."""
+    removals: int
+    """The number of the newest removal that this page tells of."""
     more: bool
     """Whether there may have been more to read."""
-
-    @property
-    def floor(self) -> EventID:
-        """The floor of the selectors."""
-        return self.floors.highest
-
-    @property
-    def lost(self) -> EventID:
-        """The highest ID of those removed that are not replaced."""
-        return self.losses.highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +155,13 @@ class Journal(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
-        """The oldest records after ``after`` whose topics the selectors choose, in order; at most ``limit``."""
+    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
+        """The oldest records after ``after`` whose topics the selectors choose, in order; at most ``limit``.
+
+        There may be fewer, or none, though there is more: a page is a bounded piece of work, however many topics there
+        are and however few the selectors choose. It goes on after :attr:`Page.upto`. ``told`` is the number of the page
+        before it (:attr:`Page.removals`), so that nobody is told of a removal twice.
+        """
 
     @abc.abstractmethod
     async def floor(self, selectors: Sequence[Selector]) -> EventID:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import json
 import os
 import re
 import sqlite3
@@ -18,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from ..errors import JournalUnusable
 from ..event import EventID
 from ..record import Record
-from ..topic import Selector, matching
-from .contract import FORGOTTEN, MERGED_TOPICS, Floors, Page
+from ..selector_index import Selection
+from .contract import MERGED_TOPICS, PAGE_ENTRIES
 from .costs import MEMORY
 from .file import JournalFile
 
@@ -259,26 +259,77 @@ def forget_old_key(db: sqlite3.Connection) -> None:
 
 # -- reading it ------------------------------------------------------------------------------------------------------
 
+COLUMNS = "id, topic, key, frame, (SELECT name FROM publisher WHERE publisher.id = record.publisher)"
+
 Row = tuple[int, int, str | None, bytes, str]
 
 
+class Found(NamedTuple):
+    """The records of a page, the ID up to which all were looked at, and whether there is more."""
+
+    records: list[Record]
+    upto: EventID
+    more: bool
+
+
+def begin_reading(reader: sqlite3.Connection) -> None:
+    """From here to the end of the transaction the file is seen as it is now."""
+    reader.execute("BEGIN DEFERRED")
+    reader.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # it begins with the first that is read
+
+
 def read(
-    reader: sqlite3.Connection, selectors: Sequence[Selector], after: EventID, limit: int, most_bytes: int
-) -> Page:
-    """A page of history (:meth:`Journal.read`), of one instant."""
-    with transaction(reader, "DEFERRED"):
-        topics = _choose(reader, selectors)
-        floors = Floors([(name, EventID.unpacked(floor)) for _, name, floor, _ in topics], after)
-        losses = Floors([(name, EventID.unpacked(lost)) for _, name, _, lost in topics], after)
-        names = {id: name for id, name, _, _ in topics if name != FORGOTTEN}
-        records: list[Record] = []
-        size = 0
-        for id, topic, key, frame, publisher in _rows(reader, list(names), after.packed(), limit):
-            size += len(frame)
-            if size > most_bytes and records:
-                return Page(records, floors, losses, more=True)
-            records.append(Record(EventID.unpacked(id), names[topic], frame, key, publisher))
-    return Page(records, floors, losses, more=len(records) == limit)
+    reader: sqlite3.Connection,
+    selection: Selection,
+    topics: Sequence[str] | None,
+    after: EventID,
+    limit: int,
+    most_bytes: int,
+) -> Found:
+    """The records of a page of history (:meth:`Journal.read`); ``topics`` are those of the selectors, if few."""
+    if topics is None or len(topics) > MERGED_TOPICS:
+        return _read_along(reader, selection, after, limit, most_bytes)
+    names: dict[int, str] = {}
+    for name in topics:
+        names |= reader.execute("SELECT id, name FROM topic WHERE name = ?", (name,)).fetchall()
+    query = f"SELECT {COLUMNS} FROM record WHERE topic = ? AND id > ? ORDER BY id LIMIT ?"  # noqa: S608  # all constants
+    merged = heapq.merge(*(reader.execute(query, (topic, after.packed(), limit)) for topic in names))
+    records: list[Record] = []
+    for row in islice(merged, limit):
+        most_bytes -= len(row[3])
+        if most_bytes < 0 and records:
+            return Found(records, records[-1].id, more=True)
+        records.append(_record(row, names[row[1]]))
+    return Found(records, records[-1].id if records else after, more=len(records) == limit)
+
+
+def _read_along(reader: sqlite3.Connection, selection: Selection, after: EventID, limit: int, most_bytes: int) -> Found:
+    """The records of a page along the order of all: of most, only their topic is read."""
+    entries = reader.execute(
+        "SELECT id, topic FROM record WHERE id > ? ORDER BY id LIMIT ?", (after.packed(), PAGE_ENTRIES)
+    ).fetchall()
+    chosen: dict[int, str | None] = {}
+    records: list[Record] = []
+    upto = after
+    for id, topic in entries:
+        if topic not in chosen:
+            (name,) = reader.execute("SELECT name FROM topic WHERE id = ?", (topic,)).fetchone()
+            chosen[topic] = name if selection.chooses(name) else None
+        if (name := chosen[topic]) is not None:
+            row = reader.execute(f"SELECT {COLUMNS} FROM record WHERE id = ?", (id,)).fetchone()  # noqa: S608  # all constants
+            most_bytes -= len(row[3])
+            if most_bytes < 0 and records:
+                return Found(records, upto, more=True)
+            records.append(_record(row, name))
+        upto = EventID.unpacked(id)
+        if len(records) == limit:
+            return Found(records, upto, more=True)
+    return Found(records, upto, more=len(entries) == PAGE_ENTRIES)
+
+
+def _record(row: Row, topic: str) -> Record:
+    id, _, key, frame, publisher = row
+    return Record(EventID.unpacked(id), topic, frame, key, publisher)
 
 
 def read_newest(reader: sqlite3.Connection, most: int, most_bytes: float) -> list[Record]:
@@ -310,33 +361,3 @@ def newest_of(reader: sqlite3.Connection, topic: str) -> EventID | None:
     query = "SELECT max(id) FROM record WHERE topic = (SELECT id FROM topic WHERE name = ?)"
     (id,) = reader.execute(query, (topic,)).fetchone()
     return None if id is None else EventID.unpacked(id)
-
-
-def _choose(reader: sqlite3.Connection, selectors: Sequence[Selector]) -> list[tuple[int, str, int, int]]:
-    """The topics that the selectors choose: number, name, floor, and up to where some is lost; and the forgotten."""
-    query = (
-        "SELECT id, name, floor, max(lost, coalesce((SELECT max(id) FROM lost WHERE topic = topic.id), 0)) FROM topic"
-    )
-    if exact := all(selector.exact for selector in selectors):
-        names = json.dumps([selector.text for selector in selectors])
-        named = query + " WHERE name IN (SELECT value FROM json_each(?))"  # noqa: S608  # all constants
-        rows = reader.execute(named, (names,)).fetchall()
-    else:
-        rows = [row for row in reader.execute(query) if matching(selectors, row[1])]
-    if len(rows) < len(selectors) or not exact:  # a topic of theirs may be among the forgotten
-        coarse = meta(reader, "coarse_floor")
-        rows.append((0, FORGOTTEN, coarse, coarse))
-    return rows
-
-
-def _rows(reader: sqlite3.Connection, topics: Sequence[int], after: int, limit: int) -> Iterator[Row]:
-    columns = (
-        "SELECT id, topic, key, frame, (SELECT name FROM publisher WHERE publisher.id = record.publisher) FROM record"
-    )
-    if len(topics) > MERGED_TOPICS:
-        query = columns + " WHERE id > ? AND +topic IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"  # noqa: S608  # all constants
-        yield from reader.execute(query, (after, json.dumps(topics), limit))
-        return
-    query = columns + " WHERE topic = ? AND id > ? ORDER BY id LIMIT ?"
-    merged = heapq.merge(*(reader.execute(query, (topic, after, limit)) for topic in topics))
-    yield from islice(merged, limit)

@@ -19,9 +19,11 @@ from ..errors import KeyReused
 from ..event import EventID
 from ..record import Draft, Once, Record
 from ..retention import Ages, Limits, Retention
+from ..selector_index import Selection
 from ..topic import Selector
 from ..turns import Gate
 from .accounts import Account, Accounts, Holding
+from .choosing import choose
 from .contract import (
     MAX_EMPTY_TOPICS,
     MAX_LOST,
@@ -34,6 +36,7 @@ from .contract import (
     cost_of,
 )
 from .costs import EMPTY_SHARE, KEYS_SHARE, LOST_SHARE, MEMORY
+from .removals import Told
 from .shelf import Shelf, Topic
 
 STALE_LOST = 1_000
@@ -84,9 +87,11 @@ class MemoryJournal(Journal):
             async with self._gate.turn(drafts[0].publisher if drafts else "", cost_of(drafts)):
                 await self.wait_room()
 
-    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
         await trio.lowlevel.checkpoint()
-        page = self._shelf.read(selectors, after, limit)
+        selection, now_told = Selection.of(selectors), Told(told)
+        topics = await choose(self._shelf, selection, after, now_told)
+        page = self._shelf.read(selection, topics, after, limit, now_told)
         assert page is not None, "everything is on the shelf"
         return page
 

@@ -6,7 +6,9 @@ events of its own. Up to *gone* there is nothing any more; up to *back* records 
 A reader whose cursor is past that, in each of its topics, gets a slice of what all others get: an index into shared
 records, and no copy of a byte.
 
-One more list has all IDs in order, for finding the oldest, and for readers of very many topics. What was taken away
+Readers of wildcards find their topics in an index, if these are few. Readers of many go along one more list, which has
+all IDs in order and serves for finding the oldest, too: a bounded number of entries for a page, whatever they choose of
+them. What was taken away
 through its topic leaves a stale entry there, told by its topic not having it; when most entries are stale the list is
 written anew, so it stays linear in what is here.
 """
@@ -15,17 +17,20 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 
 from ..event import ORIGIN, EventID
 from ..record import Record
-from ..topic import Selector, matching
-from .contract import FORGOTTEN, MERGED_TOPICS, PAGE_BYTES, Floors, Page
+from ..selector_index import Selection, TopicIndex
+from ..topic import Selector
+from .contract import MERGED_TOPICS, PAGE_BYTES, PAGE_ENTRIES, Page
 from .costs import MEMORY
+from .removals import Removals, Told
 
-CHOICES = 16
-"""So many sets of wildcards have the topics they choose remembered."""
+VISITS = 500
+"""Places in the index of topics that are visited for the wildcards of a page, about a fifth of a millisecond, before
+it is taken along the order of all records."""
 
 _GONE = Record(ORIGIN, "", b"")
 """In the place of records that were taken away, until the list is cut."""
@@ -34,14 +39,26 @@ _GONE = Record(ORIGIN, "", b"")
 class Topic:
     """One topic's records, oldest first; taking away moves a mark, and the list is cut when half is behind it."""
 
-    __slots__ = ("_first", "_records", "back", "bytes", "floor", "gone", "last", "lost", "name")
+    __slots__ = (
+        "_first",
+        "_floor",
+        "_lost",
+        "_records",
+        "_removals",
+        "back",
+        "bytes",
+        "floor_at",
+        "gone",
+        "last",
+        "lost_at",
+        "name",
+    )
 
-    def __init__(self, name: str, floor: EventID) -> None:
+    def __init__(self, name: str, removals: Removals) -> None:
         self.name = name
-        self.floor = floor
-        """The highest ID that was removed for good; of another publisher there may be older records."""
-        self.lost = floor
-        """Up to here some are gone which no newer one of their key replaced."""
+        self._removals = removals
+        floor = self._floor = self._lost = removals.coarse_floor
+        self.floor_at = self.lost_at = removals.coarse_at
         self.gone = floor
         """Up to here no record is left."""
         self.back = ORIGIN
@@ -55,6 +72,28 @@ class Topic:
 
     def __len__(self) -> int:
         return len(self._records) - self._first
+
+    @property
+    def floor(self) -> EventID:
+        """The highest ID that was removed for good; of another publisher there may be older records."""
+        return self._floor
+
+    @floor.setter
+    def floor(self, id: EventID) -> None:
+        if id > self._floor:
+            self._removals.floor_rose(self)
+        self._floor = id
+
+    @property
+    def lost(self) -> EventID:
+        """Up to here some are gone which no newer one of their key replaced."""
+        return self._lost
+
+    @lost.setter
+    def lost(self, id: EventID) -> None:
+        if id > self._lost:
+            self._removals.lost_rose(self)
+        self._lost = id
 
     def __getitem__(self, place: int) -> Record:
         """The records on the shelf, from 0 on; -1 is the newest."""
@@ -115,15 +154,25 @@ class Shelf:
     """Every topic, and the records of it that are in memory. No tasks, no I/O, no clock."""
 
     def __init__(self, coarse_floor: EventID) -> None:
-        self.coarse_floor = coarse_floor
-        """The floor of every topic that is not here."""
+        self.removals = Removals(coarse_floor)
         self.topics: dict[str, Topic] = {}
+        self.back = ORIGIN
+        """The newest record of any topic that was put back."""
         self.events = 0
         self.bytes = 0
         """Bytes that the records here take in memory."""
         self._order: list[tuple[EventID, Topic]] = []
         self._first = 0  # entries of the order before it are stale
-        self._choices: dict[tuple[Selector, ...], dict[Topic, None]] = {}
+        self._index: TopicIndex[Topic] = TopicIndex()
+
+    @property
+    def coarse_floor(self) -> EventID:
+        """The floor of every topic that is not here."""
+        return self.removals.coarse_floor
+
+    @coarse_floor.setter
+    def coarse_floor(self, id: EventID) -> None:
+        self.removals.coarse_floor = id
 
     # -- putting there and taking away --------------------------------------------------------------------
 
@@ -131,10 +180,8 @@ class Shelf:
         """The topic of a name, made when it is not here yet."""
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(name, self.coarse_floor)
-            for selectors, choice in self._choices.items():
-                if matching(selectors, name):
-                    choice[topic] = None
+            topic = self.topics[name] = Topic(name, self.removals)
+            self._index.put(name, topic)
         return topic
 
     def add(self, record: Record) -> Topic:
@@ -162,7 +209,7 @@ class Shelf:
     def put_back(self, events: int, bytes: float) -> None:
         """Leave only so many of the newest records here; the others are in the file."""
         while (self.events > events or self.bytes > bytes) and (topic := self.oldest()) is not None:
-            topic.back = topic[0].id
+            self.back = topic.back = topic[0].id
             self._take_away(topic, topic.back)
 
     def oldest(self) -> Topic | None:
@@ -190,8 +237,8 @@ class Shelf:
         """Forget a topic; from now on the coarse floor is its floor."""
         topic = self.topics.pop(name)
         self._take_away(topic, topic.last)
-        for choice in self._choices.values():
-            choice.pop(topic, None)
+        self._index.remove(name)
+        self.removals.forget(topic)
 
     def _take_away(self, topic: Topic, upto: EventID) -> list[Record]:
         taken = topic.take_away(upto)
@@ -207,41 +254,72 @@ class Shelf:
 
     # -- reading ------------------------------------------------------------------------------------------
 
-    def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page | None:
-        """A page of history (:meth:`Journal.read`); none if a file has to be asked for it."""
-        topics = self._chosen(selectors)
-        if any(topic.back > after and topic.back > topic.gone for topic in topics):
-            return None
-        some = [topic for topic in topics if topic.last > after]
-        if len(some) == 1:
-            records = some[0].after(after, limit)
-        elif len(some) <= MERGED_TOPICS:
-            merged = heapq.merge(*[topic.iterate_after(after) for topic in some], key=_by_id)
-            records = list(islice(merged, limit))
+    def few(self, selection: Selection) -> list[Topic] | None:
+        """The topics that the selectors choose; none if there are too many to look at each."""
+        if selection.exact:
+            return [topic for selector in selection if (topic := self.topics.get(selector.text)) is not None]
+        return self._index.chosen(selection, VISITS)
+
+    def tell(self, selection: Selection, topics: Sequence[Topic] | None, after: EventID, told: Told) -> None:
+        """Tell a reader what was removed of its topics since it was told last; ``topics`` are those, if few."""
+        if topics is None:
+            for _ in self.removals.tell(selection, after, told):
+                pass
         else:
-            records = list(islice(self._along_the_order(after, topics), limit))
-        page = records
+            forgotten = not selection.exact or len(topics) < len(selection)
+            self.removals.tell_of(topics, told, forgotten=forgotten)
+
+    def read(
+        self, selection: Selection, topics: Sequence[Topic] | None, after: EventID, limit: int, told: Told
+    ) -> Page | None:
+        """A page of history (:meth:`Journal.read`); none if a file has to be asked for it."""
+        if topics is None:
+            if self.back > after:
+                return None
+        elif any(topic.back > after and topic.back > topic.gone for topic in topics):
+            return None
+        self.tell(selection, topics, after, told)
+        some = None if topics is None else [topic for topic in topics if topic.last > after]
+        if some is None or len(some) > MERGED_TOPICS:
+            records, upto, more = self._along_the_order(selection, after, limit)
+        else:
+            if len(some) == 1:
+                records = some[0].after(after, limit)
+            else:
+                merged = heapq.merge(*[topic.iterate_after(after) for topic in some], key=_by_id)
+                records = list(islice(merged, limit))
+            upto, more = records[-1].id if records else after, len(records) == limit
         sizes = [len(record.frame) for record in records]
         if sum(sizes) > PAGE_BYTES:
-            page = records[: max(1, sum(size <= PAGE_BYTES for size in accumulate(sizes)))]
-        forgotten = self._forgotten(selectors, topics)
-        return Page(
-            page,
-            Floors([*forgotten, *[(topic.name, topic.floor) for topic in topics]], after),
-            Floors([*forgotten, *[(topic.name, topic.lost) for topic in topics]], after),
-            more=len(records) == limit or len(page) < len(records),
-        )
+            fitting = max(1, sum(size <= PAGE_BYTES for size in accumulate(sizes)))
+            if fitting < len(records):
+                records = records[:fitting]
+                upto, more = records[-1].id, True
+        return Page(records, upto, told.floor, told.lost, told.upto, more)
 
-    def _along_the_order(self, after: EventID, topics: Collection[Topic]) -> Iterator[Record]:
-        for place in range(bisect_right(self._order, after, self._first, key=_entry_id), len(self._order)):
-            id, topic = self._order[place]
-            if topic in topics and (record := topic.at(id)) is not None:
-                yield record
+    def _along_the_order(self, selection: Selection, after: EventID, limit: int) -> tuple[list[Record], EventID, bool]:
+        """The records of one page, the ID up to which all were looked at, and whether there is more."""
+        chosen: dict[Topic, bool] = {}
+        records: list[Record] = []
+        begin = bisect_right(self._order, after, self._first, key=_entry_id)
+        end = min(begin + PAGE_ENTRIES, len(self._order))
+        upto = after
+        for place in range(begin, end):
+            upto, topic = self._order[place]
+            wanted = chosen.get(topic)
+            if wanted is None:
+                wanted = chosen[topic] = selection.chooses(topic.name)
+            if wanted and (record := topic.at(upto)) is not None:
+                records.append(record)
+                if len(records) == limit:
+                    return records, upto, True
+        return records, upto, end < len(self._order)
 
-    def floor(self, selectors: Sequence[Selector]) -> EventID:
+    def floor(self, selectors: Iterable[Selector]) -> EventID:
         """The highest ID that was removed from any topic the selectors choose."""
-        topics = self._chosen(selectors)
-        return max([*[floor for _, floor in self._forgotten(selectors, topics)], *[topic.floor for topic in topics]])
+        selection, told = Selection.of(selectors), Told()
+        self.tell(selection, self.few(selection), ORIGIN, told)
+        return told.floor
 
     def last_event_id(self, name: str) -> EventID | None:
         """The ID of the newest event kept of a topic; of one that a file has, at least so high."""
@@ -251,23 +329,6 @@ class Shelf:
         if len(topic):
             return topic[-1].id
         return topic.back if topic.back > topic.gone else None
-
-    def _forgotten(self, selectors: Sequence[Selector], topics: Collection[Topic]) -> list[tuple[str, EventID]]:
-        """The coarse floor, if a topic that the selectors choose may be among the forgotten."""
-        whole = len(topics) == len(selectors) and all(selector.exact for selector in selectors)
-        return [] if whole else [(FORGOTTEN, self.coarse_floor)]
-
-    def _chosen(self, selectors: Sequence[Selector]) -> Collection[Topic]:
-        if all(selector.exact for selector in selectors):
-            return [topic for selector in selectors if (topic := self.topics.get(selector.text)) is not None]
-        key = tuple(selectors)
-        choice = self._choices.pop(key, None)
-        if choice is None:
-            choice = {topic: None for name, topic in self.topics.items() if matching(selectors, name)}
-        self._choices[key] = choice  # last, as it was used last
-        if len(self._choices) > CHOICES:
-            del self._choices[next(iter(self._choices))]
-        return choice
 
 
 def _by_id(record: Record) -> EventID:

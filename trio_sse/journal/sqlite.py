@@ -42,12 +42,15 @@ from ..errors import JournalError, JournalFull, JournalUnusable
 from ..event import ORIGIN, EventID
 from ..record import Draft, Once
 from ..retention import Retention
+from ..selector_index import Selection
 from ..topic import Selector
 from . import database, file, signing_key
 from .appends import Append, Appends
+from .choosing import choose
 from .contract import PAGE_BYTES, Journal, JournalStatistics, Page
 from .file import JournalFile
 from .held import Change, Write
+from .removals import Told
 from .shared import Shared
 from .shelf import Shelf
 from .writer import INDEX_BYTES, Writer
@@ -161,6 +164,7 @@ class SQLiteJournal(Journal):
                 oldest = records[0].id if records else None
                 topic.back = database.newest_before(self._reader, held.id, oldest) or ORIGIN
             topic.last = max(topic.floor, topic.back)
+            shelf.back = max(shelf.back, topic.back)
         for record in records:
             shelf.add(record)
 
@@ -255,17 +259,32 @@ class SQLiteJournal(Journal):
         append = await self._appends.wait(Append([draft], once))
         return append.ids[0], append.replayed
 
-    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int) -> Page:
+    async def read(self, selectors: Sequence[Selector], after: EventID, limit: int, told: int = 0) -> Page:
         await trio.lowlevel.checkpoint()
-        if self._reader is not None and (page := self._shelf.read(selectors, after, limit)) is not None:
-            return page
+        selection, now_told = Selection.of(selectors), Told(told)
+        topics = await choose(self._shelf, selection, after, now_told)
+        if self._reader is not None:
+            page = self._shelf.read(selection, topics, after, limit, now_told)
+            if page is not None:
+                return page
         async with self._reading:
             if self._reader is None:
                 raise JournalError("the journal is closed")
             room = REPLAY_BYTES - self._replayed.bytes
             most = max(SHORT_PAGE_BYTES, min(PAGE_BYTES, room))
-            found = await _in_thread("read", database.read, self._reader, selectors, after, limit, most)
-        return found._replace(records=[self._replayed.of(record) for record in found.records])
+            reader = self._reader
+            try:
+                async with self._writing:  # so the shelf knows of exactly those removals that the reader sees
+                    await _in_thread("read", database.begin_reading, reader)
+                    topics = None if topics is None else self._shelf.few(selection)
+                    self._shelf.tell(selection, topics, after, now_told)
+                names = None if topics is None else [topic.name for topic in topics]
+                found = await _in_thread("read", database.read, reader, selection, names, after, limit, most)
+            finally:
+                if reader.in_transaction:
+                    reader.execute("COMMIT")
+        records = [self._replayed.of(record) for record in found.records]
+        return Page(records, found.upto, now_told.floor, now_told.lost, now_told.upto, found.more)
 
     async def floor(self, selectors: Sequence[Selector]) -> EventID:
         await trio.lowlevel.checkpoint()
