@@ -1,6 +1,6 @@
 """What wildcards cost: readers of very many topics, publishers beside very many wildcards, and memory.
 
-Usage: ``python benchmarks/wildcards.py [--topics 100000] [--streams 1000]``. Everything is in one process, without HTTP;
+Usage: ``python benchmarks/wildcards.py [--topics 100000] [--streams 1000]``. All is in one process, without HTTP;
 times are of the processor.
 """
 

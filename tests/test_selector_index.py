@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_sse.errors import InvalidTopic
-from trio_sse.selector_index import MOST_VISITS, STEP, SelectorIndex, without_contained
+from trio_sse.selector_index import MOST_VISITS, STEP, Selection, SelectorIndex, TopicIndex, without_contained
 from trio_sse.topic import MAX_SEGMENTS, MAX_STARS, Selector, matching, parse_selectors
 
 many = settings(max_examples=400, deadline=None)
@@ -135,3 +135,52 @@ def test_an_index_has_at_most_two_nodes_for_each_selector() -> None:
         nodes += 1
         waiting += waiting.pop().edges.values()
     assert nodes <= 2 * len(deep)
+
+
+# -- topics ----------------------------------------------------------------------------------------------------------
+
+
+def indexed_topics(these: list[str]) -> TopicIndex[str]:
+    index: TopicIndex[str] = TopicIndex()
+    for topic in these:
+        index.put(topic, topic)
+    return index
+
+
+@many
+@given(st.lists(topics, max_size=12), several)
+def test_selectors_find_the_topics_that_they_match(these: list[str], wanted: list[Selector]) -> None:
+    """No other, none left out, none twice, and no private one by a wildcard."""
+    found = indexed_topics(these).chosen(wanted, 10_000)
+    assert found is not None
+    assert sorted(found) == sorted({topic for topic in these if matching(wanted, topic)})
+
+
+@many
+@given(st.lists(topics, max_size=12), st.lists(topics, max_size=12), several)
+def test_a_topic_that_is_removed_is_found_no_more(these: list[str], gone: list[str], wanted: list[Selector]) -> None:
+    """Whatever nodes were made for it; one that is not there may be removed."""
+    index = indexed_topics(these + gone)
+    for topic in gone:
+        index.remove(topic)
+    left = set(these) - set(gone)
+    assert set(index.chosen(wanted, 10_000) or []) == {topic for topic in left if matching(wanted, topic)}
+    for topic in left:
+        index.remove(topic)
+    assert index._root.edges == {}
+
+
+@pytest.mark.parametrize("text", ["**", "*/*", "room/*", "room/**", "*/1"])
+def test_too_many_topics_are_not_walked(text: str) -> None:
+    """A look at how many there are is enough."""
+    index = indexed_topics([f"room/{number}" for number in range(200)] + [f"{number}/1" for number in range(200)])
+    assert index.chosen([Selector.parse(text)], 100) is None
+    assert index.chosen([Selector.parse("room/7"), Selector.parse("7/**")], 100) == ["room/7", "7/1"]
+
+
+def test_a_selection_is_made_once() -> None:
+    """With its index; what is a selection already stays the same object."""
+    selection = Selection.of(parse_selectors(["a", "b/*"]))
+    assert Selection.of(selection) is selection
+    assert selection.by_segments is selection.by_segments
+    assert (selection.exact, selection.chooses("b/1"), selection.chooses("c")) == (False, True, False)
