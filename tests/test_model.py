@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -374,10 +375,15 @@ class HubMachine(RuleBasedStateMachine):
     def look(self, events: list[Known], *, trimmed: bool = False) -> None:
         """See what the journal keeps, behind these new events."""
         journal = self.hub.journal
-        page = self.run(lambda: journal.read(parse_selectors(EVERYTHING), ORIGIN, 10_000))
-        kept = {record.id for record in page.records}
+        records: list[Record] = []
+        after, more = ORIGIN, True
+        while more:
+            page = self.run(partial(journal.read, parse_selectors(EVERYTHING), after, 10_000))
+            records += page.records
+            after, more = page.upto, page.more
+        kept = {record.id for record in records}
         self.reference.add(events, kept, self.retention, self.now_ms(), trimmed=trimmed)
-        assert len(page.records) == len(kept) == journal.statistics().events
+        assert len(records) == len(kept) == journal.statistics().events
         self.run(at_rest)
 
     # -- what happens in it --------------------------------------------------------------------------------

@@ -103,17 +103,17 @@ class Removals:
 
         What happens in a pause has a higher number than the reader then stands at: tell it once more.
         """
-        number, told.floor, told.lost = self.number, max(told.floor, after), max(told.lost, after)
+        number = self.number
         floors = list(takewhile(lambda topic: topic.floor_at > told.upto, reversed(self._floors)))
         losses = list(takewhile(lambda topic: topic.lost_at > told.upto, reversed(self._losses)))
         for begin in range(0, max(len(floors), len(losses)), LOOKS):
             if begin:
                 yield
             for topic in floors[begin : begin + LOOKS]:
-                if topic.floor > told.floor and selection.chooses(topic.name):
+                if topic.floor > max(told.floor, after) and selection.chooses(topic.name):
                     told.floor = topic.floor
             for topic in losses[begin : begin + LOOKS]:
-                if topic.lost > told.lost and selection.chooses(topic.name):
+                if topic.lost > max(told.lost, after) and selection.chooses(topic.name):
                     told.lost = topic.lost
         if self.coarse_at > told.upto:
             told.floor, told.lost = max(told.floor, self.coarse_floor), max(told.lost, self.coarse_floor)
