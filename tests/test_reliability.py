@@ -31,6 +31,7 @@ SYSTEMD = shutil.which("systemd-analyze")
 PROMISES = [
     "A slow client",
     "A flood",
+    "Wildcards",
     "One caller's rates",
     "Bodies of requests",
     "A full journal",
