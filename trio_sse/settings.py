@@ -174,7 +174,7 @@ class Settings(BaseSettings):
     )
     retention_events: int = Field(1_000, ge=1, description="events kept of each topic")
     retention_seconds: float = Field(7 * 24 * 3600, gt=0, description="seconds for which an event is kept")
-    retention_bytes: int = Field(256 * 1024 * 1024, ge=1, description="bytes of events kept in all")
+    retention_bytes: int = Field(256 * 1024 * 1024, ge=1, description="bytes that a journal takes with all it keeps")
     retention: Annotated[dict[str, Keep], NoDecode, BeforeValidator(_read_rules)] = Field(
         {},
         description="JSON, what each topic of a selector keeps instead: "
