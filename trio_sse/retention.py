@@ -57,7 +57,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What a journal keeps: ``events`` and ``seconds`` of each topic, ``bytes`` in all, of events and what is beside them.
+    """What a journal keeps: ``events`` and ``seconds`` of each topic, ``bytes`` in all, of all it keeps.
 
     ``topics`` are rules for some topics, by selector, of which the first that chooses a topic counts.
 
