@@ -33,6 +33,11 @@ from .keys import Keys
 from .ledger import Ledger
 from .lost import Lost
 
+FULLEST_PAGES = 4
+"""Times of what is counted that the pages in use may take, at the worst: a page is a third full at least, and the rest
+is for what is counted too low. So while less than that part of the setting is counted, the file need not be asked, which
+would cost every publisher."""
+
 LOOKS = 1_000
 """A transaction that only cleans up removes or looks at so many records and topics."""
 
@@ -252,6 +257,8 @@ class Writer:
     def _most_bytes(self) -> float:
         """How much may be counted: the setting, or less when the file takes more than is counted."""
         most = self._retention.bytes
+        if self._counted < most / FULLEST_PAGES:
+            return most
         (pages,), (free,), (size,) = (
             self.db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
         )

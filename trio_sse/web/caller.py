@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, MutableMapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
@@ -94,7 +95,11 @@ def address_of(request: Request, trusted: Collection[Proxies]) -> str:
 
 def origin_of(request: Request, trusted: Collection[Proxies]) -> Origin:
     """Where a request came from (:func:`address_of`), as one caller."""
-    written = address_of(request, trusted)
+    return _origin(address_of(request, trusted), tuple(trusted))
+
+
+@lru_cache(maxsize=4096)  # most requests come from few addresses, and to look at one takes longer than all else here
+def _origin(written: str, trusted: tuple[Proxies, ...]) -> Origin:
     address = _parse(written)
     if address is None:
         return Origin(written, is_one=False)
