@@ -35,7 +35,7 @@ from .lost import Lost
 
 FULLEST_PAGES = 4
 """Times of what is counted that the pages in use may take, at the worst: a page is a third full at least, and the rest
-is for what is counted too low. So while less than that part of the setting is counted, the file need not be asked, which
+is for what is counted too low. While less than that part of the setting is counted, the file need not be asked, which
 would cost every publisher."""
 
 LOOKS = 1_000
