@@ -188,3 +188,28 @@ def test_what_nobody_holds_is_not_held() -> None:
     del held
     gc.collect()
     assert (len(shared), shared.bytes) == (0, 0)
+
+
+# -- what was removed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visits", [0, 500])
+def test_a_loss_that_was_made_good_is_told_to_nobody(visits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark of a topic rises, and falls to where it was when the value is replaced: it is told of once."""
+    monkeypatch.setattr(room, "VISITS", visits)
+    shelf, selection, told = filled("a"), Selection(parse_selectors(["*"])), Told()
+
+    def lost_since_then() -> int:
+        told.lost = ORIGIN
+        shelf.tell(selection, shelf.few(selection), BORN, told)
+        return told.lost.seq
+
+    shelf.topics["a"].lost = EventID(1, 1)
+    assert (lost_since_then(), lost_since_then()) == (1, 0)
+    shelf.topics["a"].lost = EventID(1, 3)
+    shelf.topics["a"].lost = EventID(1, 1)
+    assert lost_since_then() == 0
+    shelf.topics["a"].lost = EventID(1, 3)
+    shelf.topics["a"].lost = EventID(1, 4)
+    shelf.topics["a"].lost = EventID(1, 3)
+    assert (lost_since_then(), lost_since_then()) == (3, 0)

@@ -35,7 +35,7 @@ from trio_sse import latest, subscription
 from trio_sse.errors import InvalidEventID
 from trio_sse.event import ORIGIN, Event, EventID
 from trio_sse.hub import Hub, open_hub
-from trio_sse.journal import sqlite
+from trio_sse.journal import database, removals, shelf, sqlite
 from trio_sse.journal.costs import MEMORY, SQLITE, Costs
 from trio_sse.record import Gap, GapReason, Record
 from trio_sse.retention import Keep, Retention
@@ -530,6 +530,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_subscriber_gets_what_the_reference_says(journal: str) -> None:
     """Records, gaps and cursors are those of the reference, whatever publishers, readers, time and restarts do."""
     check(journal, {"memory": 100, "sqlite": 40}[journal])
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("journal", JOURNALS)
+def test_every_subscriber_gets_it_along_the_order_of_all(journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where wildcards choose too many topics to look at each, and a page and a pause come after a few."""
+    monkeypatch.setattr(shelf, "VISITS", 0)
+    monkeypatch.setattr(removals, "LOOKS", 3)
+    for room in (shelf, database):
+        monkeypatch.setattr(room, "PAGE_ENTRIES", 6)
+    check(journal, {"memory": 300, "sqlite": 100}[journal])
 
 
 @pytest.mark.proof

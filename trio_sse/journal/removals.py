@@ -22,11 +22,14 @@ LOOKS = 1_000
 
 
 class Lossy(Protocol):
-    """A topic with its marks, and the number with which each of them rose last."""
+    """A topic with its marks, and the number with which each of them rose last; ``lost_since`` is that with which it
+    came to where it is now, for a mark of lost values falls when they are replaced.
+    """
 
     name: str
     floor_at: int
     lost_at: int
+    lost_since: int
 
     @property
     def floor(self) -> EventID: ...
@@ -78,7 +81,7 @@ class Removals:
     def lost_rose(self, topic: Lossy) -> None:
         """Give it the next number."""
         self.number += 1
-        topic.lost_at = self.number
+        topic.lost_at = topic.lost_since = self.number
         self._losses[topic] = None
         self._losses.move_to_end(topic)
 
@@ -92,7 +95,7 @@ class Removals:
         for topic in topics:
             if topic.floor_at > told.upto and topic.floor > told.floor:
                 told.floor = topic.floor
-            if topic.lost_at > told.upto and topic.lost > told.lost:
+            if topic.lost_since > told.upto and topic.lost > told.lost:
                 told.lost = topic.lost
         if forgotten and self.coarse_at > told.upto:
             told.floor, told.lost = max(told.floor, self.coarse_floor), max(told.lost, self.coarse_floor)
@@ -113,7 +116,11 @@ class Removals:
                 if topic.floor > max(told.floor, after) and selection.chooses(topic.name):
                     told.floor = topic.floor
             for topic in losses[begin : begin + LOOKS]:
-                if topic.lost > max(told.lost, after) and selection.chooses(topic.name):
+                if (
+                    topic.lost_since > told.upto
+                    and topic.lost > max(told.lost, after)
+                    and selection.chooses(topic.name)
+                ):
                     told.lost = topic.lost
         if self.coarse_at > told.upto:
             told.floor, told.lost = max(told.floor, self.coarse_floor), max(told.lost, self.coarse_floor)

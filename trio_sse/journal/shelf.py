@@ -36,6 +36,10 @@ _GONE = Record(ORIGIN, "", b"")
 """In the place of records that were taken away, until the list is cut."""
 
 
+RISES = 4
+"""Marks of lost values that are known of a topic below the one it has, for when that falls again."""
+
+
 class Topic:
     """One topic's records, oldest first; taking away moves a mark, and the list is cut when half is behind it."""
 
@@ -45,12 +49,14 @@ class Topic:
         "_lost",
         "_records",
         "_removals",
+        "_rises",
         "back",
         "bytes",
         "floor_at",
         "gone",
         "last",
         "lost_at",
+        "lost_since",
         "name",
     )
 
@@ -58,7 +64,8 @@ class Topic:
         self.name = name
         self._removals = removals
         floor = self._floor = self._lost = removals.coarse_floor
-        self.floor_at = self.lost_at = removals.coarse_at
+        self.floor_at = self.lost_at = self.lost_since = removals.coarse_at
+        self._rises: tuple[tuple[EventID, int], ...] = ()
         self.gone = floor
         """Up to here no record is left."""
         self.back = ORIGIN
@@ -92,7 +99,11 @@ class Topic:
     @lost.setter
     def lost(self, id: EventID) -> None:
         if id > self._lost:
+            self._rises = (*self._rises[1 - RISES :], (self._lost, self.lost_since))
             self._removals.lost_rose(self)
+        while self._rises and self._rises[-1][0] >= id:  # it falls to where it was before: nobody is told of that again
+            self.lost_since = self._rises[-1][1]
+            self._rises = self._rises[:-1]
         self._lost = id
 
     def __getitem__(self, place: int) -> Record:
