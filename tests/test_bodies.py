@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import ask, eventually, metric
+from tests.conftest import Wire, ask, eventually, metric
 from tests.serving import Server, resident, serving
 from tests.test_server_h2 import Client
-from trio_sse.errors import HubFull, TooLarge
+from trio_sse.errors import HubFull, TooLarge, TrioSSEError
 from trio_sse.web import bodies
-from trio_sse.web.bodies import BoundedBody, Held
+from trio_sse.web.bodies import BoundedBody, Held, StreamRest
 from trio_sse.wire import MAX_DATA
 
 KIB = 1024
@@ -128,6 +128,40 @@ def test_a_hundred_bodies_on_one_connection_are_bounded(server: Server) -> None:
     assert resident(worker) - before < 4 * bodies.CONNECTION_BYTES
     assert ask(server, "POST", "/topics/b", b"x").status == 201
     client.socket.close()
+    assert eventually(lambda: metric(server, "trio_sse_body_bytes") == 0)
+
+
+async def test_what_is_no_event_yet_of_a_stream_counts(held: Held) -> None:
+    """As much as is held of it now; and the largest holder's stream ends when there is no room."""
+    told: list[TrioSSEError] = []
+    slow = StreamRest(told.append)
+    for size in (90, 40, 90):
+        slow.keep(size)
+        assert held.bytes == size
+    little = [StreamRest(told.append) for _ in range(3)]
+    for rest in little:
+        rest.keep(60)
+    assert [str(error)[:17] for error in told] == ["the server holds "]
+    assert (held.bytes, slow.held) == (180, 0)
+    slow.keep(90)
+    for rest in little:
+        rest.drop()
+    assert (held.bytes, held._sums) == (0, {})
+
+
+def test_streams_that_never_end_their_events_are_bounded(server: Server) -> None:
+    """A hundred and fifty connections with a mebibyte each, of an event that is not over: the others are served."""
+    head = "POST /topics/a HTTP/1.1\r\nHost: x\r\nContent-Type: text/event-stream\r\nContent-Length: 2000000\r\n\r\n"
+    begin = head.encode() + b"data: "
+    with contextlib.ExitStack() as stack:
+        for _ in range(150):
+            wire = stack.enter_context(Wire(server))
+            with contextlib.suppress(ConnectionError):
+                wire.send(begin + b"x" * 1_000_000)
+        assert eventually(lambda: metric(server, "trio_sse_bodies_refused_total") >= 80)
+        assert 0 < metric(server, "trio_sse_body_bytes") <= bodies.TOTAL_BYTES
+        headers = {"Content-Type": "text/event-stream"}
+        assert ask(server, "POST", "/topics/b", b"data: x\n\n", headers).lines[-1]["count"] == 1
     assert eventually(lambda: metric(server, "trio_sse_body_bytes") == 0)
 
 

@@ -276,7 +276,7 @@ def test_a_page_of_another_origin_may_read_when_to_come_back(server: Server) -> 
 def test_a_busy_backend_meets_no_limit(tmp_path: Path) -> None:
     """Two thousand streams and five hundred posts a second with a token, from one public address, as they come."""
     env = {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_TRUSTED_PROXIES": "127.0.0.1"}
-    headers = came_from("203.0.113.10") | bearer(sign("backend", publish=["a"], subscribe=["a"]))
+    headers = came_from("203.0.113.10") | bearer(sign("backend", ttl_s=600, publish=["a"], subscribe=["a"]))
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     asked = f"GET /events?topic=a HTTP/1.1\r\nHost: hub\r\n{head}\r\n".encode()
     with serving(folder=tmp_path, env=env) as server, ExitStack() as streams:

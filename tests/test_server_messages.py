@@ -11,7 +11,7 @@ from hypercorn.app_wrappers import WSGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
-from trio_sse.server.messages import Messages, call_app, messages_behind, spawn_app
+from trio_sse.server.messages import MOST_BYTES, Messages, call_app, messages_behind, spawn_app
 
 LEFT = {"type": "http.disconnect"}
 
@@ -43,6 +43,24 @@ async def test_who_receives_waits_for_a_message() -> None:
         assert not received
         await messages.put(LEFT)
     assert received == [LEFT]
+
+
+async def test_a_client_waits_for_room_for_its_bytes() -> None:
+    """However few its messages are."""
+    messages = Messages(10)
+    put: list[int] = []
+
+    async def send() -> None:
+        for number in range(4):
+            await messages.put(piece(b"x" * MOST_BYTES))
+            put.append(number)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        for count in range(1, 5):
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(put) == count
+            await messages.receive()
 
 
 async def test_a_client_waits_for_room() -> None:

@@ -184,6 +184,11 @@ class Decoder:
         """Whether there is data, or the beginning of a line, that no blank line has made an event yet."""
         return bool(self._data) or (bool(self._buffer) and self._buffer[0] != 0x3A)
 
+    @property
+    def held(self) -> int:
+        """How many bytes are held of what is not an event yet."""
+        return len(self._data) + len(self._buffer)
+
     def _dispatch(self) -> Event | None:
         if self._id is not None:
             self.last_event_id = self._id

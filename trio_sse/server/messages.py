@@ -23,13 +23,17 @@ Message = dict[str, Any]
 MOST_FIELDS = 256
 """A request may have so many header fields; the smallest cost twenty times in memory what they are on the wire."""
 
+MOST_BYTES = 64 * 1024
+"""Bytes of a body that wait for the application, beyond the message that reaches it: as many as are read at once from a
+connection, so that the next are here when these have been taken."""
+
 _spawn_app = TaskGroup.spawn_app
 
 
 class Messages:
-    """A queue of messages; as many wait in it as the server's configuration says, and then the client has to."""
+    """A queue of messages; so many wait in it, and so many bytes, and then the client has to."""
 
-    __slots__ = ("_arrived", "_capacity", "_over", "_room", "_waiting", "when_left")
+    __slots__ = ("_arrived", "_capacity", "_over", "_room", "_size", "_waiting", "when_left")
 
     def __init__(self, capacity: int) -> None:
         self.when_left: Callable[[], None] | None = None
@@ -37,6 +41,7 @@ class Messages:
         self._capacity = max(1, capacity)
         self._over = False  # the last message was put
         self._waiting: list[Message] = []
+        self._size = 0  # bytes of bodies in them
         self._arrived: trio.Event | None = None  # for who waits to receive
         self._room: trio.Event | None = None  # for who waits to put
 
@@ -46,7 +51,7 @@ class Messages:
         What waits for room when that is put is thrown away: the application has ended, or will.
         """
         is_last = message["type"].endswith(".disconnect")
-        while len(self._waiting) >= self._capacity and not (is_last or self._over):
+        while self._is_full() and not (is_last or self._over):
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()
@@ -56,6 +61,7 @@ class Messages:
         if is_last:
             self._make_room()
         self._waiting.append(message)
+        self._size += len(message.get("body", b""))
         if self._arrived is not None:
             self._arrived.set()
             self._arrived = None
@@ -77,14 +83,21 @@ class Messages:
             return None
         body = b"".join([message["body"] for message in self._waiting])
         self._waiting.clear()
+        self._size = 0
         return body
 
     def receive_nowait(self) -> Message | None:
         """The next message, if one waits."""
         if not self._waiting:
             return None
-        self._make_room()
-        return self._waiting.pop(0)
+        message = self._waiting.pop(0)
+        self._size -= len(message.get("body", b""))
+        if not self._is_full():
+            self._make_room()
+        return message
+
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= self._capacity or self._size >= MOST_BYTES
 
     def _make_room(self) -> None:
         if self._room is not None:

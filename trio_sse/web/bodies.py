@@ -1,4 +1,4 @@
-"""Request bodies that become one event, and how many bytes of them the server holds.
+"""What the server holds of request bodies: whole ones that become an event, and of streams what is no event yet.
 
 Each is a mebibyte at most, but one HTTP/2 connection carries a hundred at once, and a client may send each slowly. So
 there is a budget for one connection, and one for all. A body that goes beyond its connection's is refused. When that of
@@ -8,18 +8,34 @@ nobody else. A refused body is thrown away as it comes, and so is one whose requ
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from quart_trio.wrappers.request import TrioBody
 
 from .. import server
-from ..errors import HubFull, TooLarge
+from ..errors import HubFull, TooLarge, TrioSSEError
 
 CONNECTION_BYTES = 8 * 1024 * 1024
 """Bytes of bodies held for one connection: eight of the largest at once, more than a browser or a proxy sends."""
 
 TOTAL_BYTES = 64 * 1024 * 1024
 """Bytes of bodies held in all: a small part of a machine's memory, and sixty-four of the largest at once."""
+
+
+class Body(Protocol):
+    """Something that bytes are held for."""
+
+    connection: Any
+    held: int
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def is_complete(self) -> bool: ...
+
+    def refuse(self) -> None: ...
 
 
 class Held:
@@ -29,10 +45,10 @@ class Held:
         self.bytes = 0
         self.refused = 0
         """How many bodies were refused for want of room."""
-        self._connections: dict[object, dict[BoundedBody, None]] = {}
+        self._connections: dict[object, dict[Body, None]] = {}
         self._sums: dict[object, int] = {}
 
-    def take(self, body: BoundedBody, size: int) -> None:
+    def take(self, body: Body, size: int) -> None:
         """A body has grown; it, or a larger one of a connection that holds more, is refused where that is too much."""
         connection = body.connection
         self._connections.setdefault(connection, {})[body] = None
@@ -46,7 +62,7 @@ class Held:
             unfinished = [each for each in self._connections[most] if not each.is_complete] or [body]
             self._refuse(max(unfinished, key=lambda each: each.held))
 
-    def give_back(self, body: BoundedBody) -> None:
+    def give_back(self, body: Body) -> None:
         """A body is held no more."""
         if body.held:
             self.bytes -= body.held
@@ -56,7 +72,7 @@ class Held:
             if not self._connections[body.connection]:
                 del self._connections[body.connection], self._sums[body.connection]
 
-    def _refuse(self, body: BoundedBody) -> None:
+    def _refuse(self, body: Body) -> None:
         self.refused += 1
         body.refuse()
 
@@ -119,3 +135,38 @@ class BoundedBody(TrioBody):
         self._is_over = True
         held.give_back(self)
         self.clear()
+
+
+class StreamRest:
+    """What is held of a stream of events and is no event yet, within the same budgets.
+
+    It may be refused at any time; ``let_go`` then ends the stream.
+    """
+
+    is_complete = False
+
+    def __init__(self, let_go: Callable[[TrioSSEError], None]) -> None:
+        connection = server.current_connection.get()
+        self.connection: Any = self if connection is None else connection
+        self.held = 0
+        self.is_over = False
+        self._let_go = let_go
+
+    def keep(self, size: int) -> None:
+        """So many bytes are held now."""
+        if self.is_over:
+            return
+        if size < self.held:
+            held.give_back(self)
+        if size > self.held:
+            held.take(self, size - self.held)
+
+    def refuse(self) -> None:
+        """There is no room for it."""
+        self.drop()
+        self._let_go(HubFull("the server holds as much of requests' bodies as it may: send the rest again in a moment"))
+
+    def drop(self) -> None:
+        """Nothing of it is held any more."""
+        self.is_over = True
+        held.give_back(self)

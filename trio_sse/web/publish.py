@@ -21,6 +21,7 @@ from ..expiry import Expiry
 from ..hub import check_publishable
 from ..topic import Selector, check_new_topic, topic_from_path
 from ..wire import CONTENT_TYPE, MAX_DATA, Decoder
+from .bodies import StreamRest
 from .caller import parameters, single
 from .connection import Disconnected, Incoming
 from .problem import problem
@@ -218,6 +219,8 @@ class _Acknowledgements(ResponseBody):
         self._line: dict[str, Any] | None = None
         self._fault: TrioSSEError | None = None
         self._done = False
+        self._reading: trio.CancelScope | None = None
+        self._rest = StreamRest(self._let_go)
 
     async def begin(self) -> None:
         """Wait for the first commit, or the end.
@@ -225,9 +228,20 @@ class _Acknowledgements(ResponseBody):
         Raises:
           TrioSSEError: nothing could be committed, so the request as a whole is refused.
         """
-        self._line = await self._next()
-        if self._fault is not None and self._count == 0:
-            raise self._fault
+        try:
+            self._line = await self._next()
+            if self._fault is not None and self._count == 0:
+                raise self._fault
+        except BaseException:  # then nobody enters it, and leaves it
+            self._rest.drop()
+            raise
+
+    def _let_go(self, fault: TrioSSEError) -> None:
+        """What is held is too much: throw it away, and end the stream."""
+        self._fault = self._fault or fault
+        self._decoder, self._undecoded = Decoder(errors="strict"), memoryview(b"")
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def _next(self) -> dict[str, Any] | None:
         """The next line of the answer; none when it has ended."""
@@ -258,6 +272,7 @@ class _Acknowledgements(ResponseBody):
         """Whether there is more of the body, now here; a fault is kept, if the token or the hub ends before it."""
         while self._fault is None:
             with self._hub.cancelled_on_ending() as scope:
+                self._reading = scope
                 with contextlib.nullcontext() if self._expiry is None else self._expiry.ends(scope):
                     await self._rates.wait(self._callers, ONE_EVENT)
                     if self._undecoded:
@@ -283,7 +298,7 @@ class _Acknowledgements(ResponseBody):
         number: str | None = None
         began, size = time.perf_counter(), len(self._undecoded)
         try:
-            while self._undecoded and len(events) < COMMIT_EVENTS:
+            while self._undecoded and len(events) < COMMIT_EVENTS and self._fault is None:
                 for received in self._decoder.feed(self._slice()):
                     event = Event(received.data, type=received.type)
                     check_publishable(event)
@@ -296,6 +311,7 @@ class _Acknowledgements(ResponseBody):
             self._fault = error
         costs = {"events_per_s": len(events), "bytes_per_s": size - len(self._undecoded)}
         self._rates.spend(self._callers, costs)
+        self._rest.keep(len(self._undecoded) + self._decoder.held)
         if not events:
             return None
         try:
@@ -321,7 +337,7 @@ class _Acknowledgements(ResponseBody):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        pass
+        self._rest.drop()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
