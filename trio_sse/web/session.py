@@ -58,8 +58,9 @@ async def _guest_name(app: TrioSSE) -> str:
     body = request.body
     assert isinstance(body, BoundedBody)
     body.limit(MAX_BODY, "what signs a guest in")
+    written = await request.get_data()  # outside the try below: that it is too large is a ValueError too
     try:
-        name = json.loads(await request.get_data())["name"]
+        name = json.loads(written)["name"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInput('send a token as Authorization: Bearer <token>, or as a guest {"name": "Ada"}') from None
     if not isinstance(name, str):
