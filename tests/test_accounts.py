@@ -127,6 +127,29 @@ async def test_too_many_topics_are_those_of_the_publisher_that_has_most(
         assert await counts(journal, "quiet/*", "many/0", "many/1", "many/2", "more/*") == [3, 2, 0, 0, 4]
 
 
+async def test_two_that_give_all_of_a_topic_at_once_leave_nothing_of_it(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the second to give had only older events than the first: memory has no more than the file."""
+    for room in (memory, writer):
+        monkeypatch.setattr(room, "MAX_TOPICS", 6)
+    async with opens(Retention()) as journal:
+        for publisher in "abaa":
+            await journal.append([event("room", publisher)])
+        await journal.append([event(f"{publisher}/{n}", publisher) for n in range(3) for publisher in "ab"])
+        assert await counts(journal, "room", "a/*", "b/*") == [0, 3, 3]
+        assert journal.statistics().evicted == 4
+
+
+async def test_what_gives_way_when_a_journal_is_opened_is_counted(tmp_path: Path) -> None:
+    """A smaller setting than before evicts like any other lack of room."""
+    url = f"sqlite:{tmp_path}/journal.db"
+    async with open_journal(url) as journal:
+        await journal.append([event("a", "", MIB // 2) for _ in range(4)])
+    async with open_journal(url, retention=Retention(bytes=MIB)) as journal:
+        assert (journal.statistics().events, journal.statistics().evicted) == (1, 3)
+
+
 async def test_a_topics_own_limits_do_not_ask_who_published(opens: Opens) -> None:
     """They remove the oldest events of the topic, and count nobody as evicted."""
     async with opens(Retention(topics={"room": Keep(events=2)})) as journal:

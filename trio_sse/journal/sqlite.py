@@ -148,7 +148,9 @@ class SQLiteJournal(Journal):
             self._reader = database.connect(self._path)
             self._fill_shelf()
             times = self._times()
-            self._apply(self._writer.commit([], *times), times)
+            change = self._writer.commit([], *times)
+            self._evicted += change.evicted  # without a word: this is a thread, where nobody counts lines of the log
+            self._apply(change, times)
         except (sqlite3.Error, OSError) as error:
             raise JournalUnusable(f"the journal {self._path} cannot be used: {_words(error, self._path)}") from error
 

@@ -272,7 +272,7 @@ class Writer:
         last = rows[-1][0]
         held.floor = max(held.floor, last)
         if from_front:
-            held.gone = last
+            held.gone = max(held.gone, last)  # another that gave all of this topic may have had newer events
             self.db.execute("DELETE FROM record WHERE topic = ? AND id <= ?", (held.id, last))
         else:
             self._holes.setdefault(held.name, []).extend(row[0] for row in rows)
