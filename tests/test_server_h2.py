@@ -283,3 +283,21 @@ def test_an_expired_token_ends_a_stream_that_is_not_read(server: Server) -> None
     assert time.monotonic() - began < 5 + 2 * 1 + STALL_S
     client.socket.close()
     plain.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "window", "is_told"), [("GET", 65535, True), ("HEAD", 65535, False), ("GET", 0, False)]
+)
+def test_a_refusal_ends_its_stream_and_nothing_else(server: Server, method: str, window: int, is_told: bool) -> None:
+    """With its words, where the method and the client's window have room for them; the connection goes on."""
+    client = Client(server, window=window)
+    number = client.h2.get_next_available_stream_id()
+    client.h2.config.normalize_outbound_headers = client.h2.config.validate_outbound_headers = False
+    target = [(b":method", method.encode()), (b":path", b"/\xff"), (b":scheme", b"http"), (b":authority", b"x")]
+    client.h2.send_headers(number, target, end_stream=True)
+    client.flush()
+    assert client.read_until(lambda: number in client.ended)
+    assert (b'"status": 400' in client.data.get(number, b"")) == is_told
+    after = client.ask("/healthz", headers={})
+    assert client.read_until(lambda: after in client.answered)
+    client.socket.close()

@@ -132,14 +132,22 @@ def _refuses(protocol: H2Protocol, event: Event) -> bool:
     if any(name == b":path" for name, _ in decoded) and all(value.isascii() for _, value in decoded):
         return False
     with contextlib.suppress(ProtocolError):  # its client has taken it back already
-        body = problem(400)
-        answer = [(b":status", b"400"), PROBLEM, (b"content-length", b"%d" % len(body))]
-        answer += protocol.config.response_headers("h2")
-        protocol.connection.send_headers(event.stream_id, answer)
-        protocol.connection.send_data(event.stream_id, body, end_stream=True)
+        _refuse(protocol, event.stream_id, is_head=(b":method", b"HEAD") in event.headers)
         if event.stream_ended is None:
             protocol.connection.reset_stream(event.stream_id, ErrorCodes.NO_ERROR)
     return True
+
+
+def _refuse(protocol: H2Protocol, number: int, *, is_head: bool) -> None:
+    """Answer a request with 400; in words, unless it is answered by a head alone or its client has no room for them."""
+    connection, body = protocol.connection, problem(400)
+    has_body = not is_head and connection.local_flow_control_window(number) >= len(body)
+    answer = [(b":status", b"400"), *protocol.config.response_headers("h2")]
+    if has_body or is_head:
+        answer += [PROBLEM, (b"content-length", b"%d" % len(body))]
+    connection.send_headers(number, answer, end_stream=not has_body)
+    if has_body:
+        connection.send_data(number, body, end_stream=True)
 
 
 async def ignore_priority(self: H2Protocol, event: Event) -> None:
