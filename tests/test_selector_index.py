@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_sse.errors import InvalidTopic
+from tests.test_topic import is_selector
 from trio_sse.selector_index import MOST_VISITS, STEP, Selection, SelectorIndex, TopicIndex, without_contained
 from trio_sse.topic import MAX_SEGMENTS, MAX_STARS, Selector, matching, parse_selectors
 
@@ -16,14 +16,6 @@ many = settings(max_examples=400, deadline=None)
 
 names = st.sampled_from(["a", "b", "user"])
 topics = st.lists(names, min_size=1, max_size=5).map("/".join)
-
-
-def is_selector(text: str) -> bool:
-    try:
-        Selector.parse(text)
-    except InvalidTopic:
-        return False
-    return True
 
 
 selectors = (

@@ -169,7 +169,6 @@ class MemoryJournal(Journal):
         topic = kept.topic
         oldest = ((record.id.ms, len(record.frame)) for record in topic)
         if count := kept.limits.excess(len(topic), topic.bytes, oldest, now_ms):
-            topic = kept.topic
             self._removed(kept, self._shelf.remove(topic, topic[count - 1].id))
 
     @property

@@ -8,9 +8,8 @@ records, and no copy of a byte.
 
 Readers of wildcards find their topics in an index, if these are few. Readers of many go along one more list, which has
 all IDs in order and serves for finding the oldest, too: a bounded number of entries for a page, whatever they choose of
-them. What was taken away
-through its topic leaves a stale entry there, told by its topic not having it; when most entries are stale the list is
-written anew, so it stays linear in what is here.
+them. What was taken away through its topic leaves a stale entry there, told by its topic not having it; when most
+entries are stale the list is written anew, so it stays linear in what is here.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ it is taken along the order of all records."""
 
 _GONE = Record(ORIGIN, "", b"")
 """In the place of records that were taken away, until the list is cut."""
-
 
 RISES = 4
 """Marks of lost values that are known of a topic below the one it has, for when that falls again."""

@@ -88,8 +88,7 @@ class BoundedBody(TrioBody):
         self._expected = expected_content_length or 0
         self._is_over = False
         self._too_large: TooLarge | None = None  # what is said where the limit is a smaller one
-        connection = server.current_connection.get()
-        self.connection: Any = self if connection is None else connection
+        self.connection = _connection_of(self)
         self.held = 0
         """How many of its bytes are counted."""
 
@@ -146,8 +145,7 @@ class StreamRest:
     is_complete = False
 
     def __init__(self, let_go: Callable[[TrioSSEError], None]) -> None:
-        connection = server.current_connection.get()
-        self.connection: Any = self if connection is None else connection
+        self.connection = _connection_of(self)
         self.held = 0
         self.is_over = False
         self._let_go = let_go
@@ -170,3 +168,9 @@ class StreamRest:
         """Nothing of it is held any more."""
         self.is_over = True
         held.give_back(self)
+
+
+def _connection_of(body: object) -> Any:
+    """The connection that a body comes by; under a server that does not say, each has one of its own."""
+    connection = server.current_connection.get()
+    return body if connection is None else connection
