@@ -524,7 +524,9 @@ def starts(folder: Path) -> None:
 
 
 def is_several(folder: Path) -> None:
-    server = Server(folder=folder, env=sqlite(folder), args=("--workers", "3"))
+    late = "import os, time; time.sleep(os.getpid() % 3); from trio_sse.app import app"
+    (folder / "program.py").write_text(late)
+    server = Server("program:app", folder=folder, env=sqlite(folder), args=("--workers", "3"))
     with pytest.raises(RuntimeError):
         server.start()
     (line,) = server.log().splitlines()
@@ -607,7 +609,7 @@ def test_a_signal_while_it_starts_ends_it(begun: Begun) -> None:
 
 
 def test_several_workers_are_refused_with_one_line(begun: Begun) -> None:
-    """Which names what they would need; and nothing is left."""
+    """Which names what they would need, also when some are seconds later than others; and nothing is left."""
     begun["is_several"].result()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
@@ -50,8 +51,8 @@ TOLD_S = 1.0
 SHORTEST_LIFE_S = 3.0
 """And it lives for so long at least, so that a fault which comes back at once does not keep a processor busy."""
 
-SIBLINGS_S = 0.5
-"""Of several workers that refuse to start, one speaks, and all wait for so long: the parent kills who is late."""
+SIBLINGS_S = 30.0
+"""Of several workers that refuse to start, one speaks, and waits at most so long for the others to have come."""
 
 log = logging.getLogger(__name__)
 
@@ -268,19 +269,34 @@ def give_up(line: str) -> NoReturn:
 def refuse_siblings(line: str) -> None:
     """End this process with one line for the operator, and its siblings without one, if the server runs several.
 
-    Call it before there is anything to clean up, and before signals are watched: the parent kills who is late.
+    Call it before there is anything to clean up, and before signals are watched. The first that ends makes the parent
+    kill the others, so none ends before all have come: one that came later would speak again.
     """
     if workers() == 1:
         return
-    with socket.socket(socket.AF_UNIX) as voice:
-        try:
-            voice.bind(f"\0trio_sse {os.getppid()}")
-            sys.stderr.write(f"trio_sse: {line}\n")
-            sys.stderr.flush()
-        except OSError:  # a sibling speaks
-            pass
-        time.sleep(SIBLINGS_S)
-        os._exit(1)
+    name = f"\0trio_sse {os.getppid()}"
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as voice:
+        while not _has_bound(voice, name):
+            if voice.connect_ex(name) == 0:  # a sibling speaks: this one ends with it
+                voice.recv(1)
+                os._exit(1)
+            time.sleep(0.01)  # it does not listen yet
+        sys.stderr.write(f"trio_sse: {line}\n")
+        sys.stderr.flush()
+        voice.listen(workers())
+        voice.settimeout(SIBLINGS_S)
+        siblings: list[socket.socket] = []
+        while len(siblings) < workers() - 1:
+            siblings.append(voice.accept()[0])
+    os._exit(1)
+
+
+def _has_bound(voice: socket.socket, name: str) -> bool:
+    try:
+        voice.bind(name)
+    except OSError:
+        return False
+    return True
 
 
 async def serve(app: Any, binds: list[str], *, until: Callable[[], Awaitable[None]]) -> None:
