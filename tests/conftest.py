@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from trio_sse.auth import Authority
 
-from .serving import Server, serving
+from .serving import Server, kept_waiting_s, serving
 
 WITHIN_S = 30.0
 """How long a test waits for what should come at once."""
@@ -88,6 +88,23 @@ def eventually(holds: Callable[[], bool], within: float = WITHIN_S) -> bool:
             return True
         time.sleep(0.02)
     return holds()
+
+
+class Stopwatch:
+    """The seconds since it was made, but for those in which the server or this process waited for a processor.
+
+    So a bound is asserted of the server, and not of what else runs on the machine.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._began = self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() - self._server.kept_waiting_s() - kept_waiting_s("self")
+
+    def seconds(self) -> float:
+        return self._now() - self._began
 
 
 @dataclass

@@ -49,6 +49,14 @@ def free_port() -> int:
         return port
 
 
+def kept_waiting_s(pid: int | str) -> float:
+    """Seconds that the main thread of a process spent ready to run, and not running; none if the kernel doesn't say."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0
+
+
 class Server:
     """One `hypercorn APP --worker-class trio` on a fixed port, which can be killed and started again."""
 
@@ -102,6 +110,10 @@ class Server:
                 if command and b"resource_tracker" not in command:
                     found.append(int(pid))
         return found
+
+    def kept_waiting_s(self) -> float:
+        """Seconds for which the workers could have run so far, while other programs had the processors."""
+        return sum(kept_waiting_s(pid) for pid in self.workers())
 
     def kill(self) -> None:
         """SIGKILL to the parent and every worker at once, as a power cut would."""
