@@ -13,7 +13,7 @@ from ..record import Draft, Once
 from ..turns import Turns
 from .contract import cost_of
 
-COMMIT_COST = 384
+COMMIT_COST = 256
 """Most events that one transaction takes beyond its last append, where 2 KiB of data count as one event more: about
 5 ms, which is how long the next publisher waits for it."""
 

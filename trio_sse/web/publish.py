@@ -40,12 +40,12 @@ ACKNOWLEDGEMENTS = "application/x-ndjson"
 READ_BYTES = 64 * 1024
 """Bytes of a stream of events that are held undecoded, beyond the message that reaches it."""
 
-COMMIT_EVENTS = 384
-"""Events of a stream that are appended at once, beyond the slice that reaches it: about 10 ms of a journal's time, so
+COMMIT_EVENTS = 256
+"""Events of a stream that are appended at once, beyond the slice that reaches it: about 5 ms of a journal's time, so
 that others who publish have their turn, and enough that what is the same for each append hardly counts."""
 
-SLICE_BYTES = 4 * 1024
-"""Most bytes that are decoded in one go: about 2 ms, where events or comments are as small as they can be."""
+SLICE_BYTES = 2 * 1024
+"""Most bytes that are decoded in one go: about 1 ms, where events or comments are as small as they can be."""
 
 SLICE_S = 0.001
 """Seconds after which others have their turn when one stream is decoded."""
