@@ -169,9 +169,10 @@ class Ledger:
         query = "UPDATE holding SET events = ?, unkeyed = ?, frames = ?, keyed = ?, newest = ? WHERE id = ?"
         self._db.executemany(query, kept)
         gone = [holding for holding in touched.values() if not holding.events]
-        self._db.executemany("DELETE FROM holding WHERE id = ?", [(holding.id,) for holding in gone])
-        marks = [(held.floor, held.lost_floor, held.id) for held in marked]
-        self._db.executemany("UPDATE topic SET floor = ?, lost = ? WHERE id = ?", marks)
+        if gone:  # even for no row at all a statement is prepared
+            self._db.executemany("DELETE FROM holding WHERE id = ?", [(holding.id,) for holding in gone])
+        if marks := [(held.floor, held.lost_floor, held.id) for held in marked]:
+            self._db.executemany("UPDATE topic SET floor = ?, lost = ? WHERE id = ?", marks)
         for name in ({holding.account.name for holding in gone} | given_up) - {""}:
             if name not in self.accounts and name in self._numbers:
                 number = self._numbers.pop(name)

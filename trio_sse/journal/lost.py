@@ -27,9 +27,13 @@ class Lost:
         for topic, lost in db.execute("SELECT topic, max(id) FROM lost GROUP BY topic"):
             topics[topic].lost = lost
 
-    def remove(self, held: Held, key: str | None, id: int) -> None:
-        """A value was removed: it is lost, unless there is a newer one."""
-        if self._has_newer(held, key, id):
+    def remove(self, held: Held, key: str | None, id: int, *, from_front: bool) -> None:
+        """A value was removed, with all that was older in its topic or not: it is lost, unless there is a newer one."""
+        if key is None and (from_front or not held.unkeyed):
+            has_newer = held.unkeyed > 0
+        else:
+            has_newer = self._has_newer(held, key, id)
+        if has_newer:
             return
         # One that is known already is newer: an older value of another publisher goes after it.
         query = "INSERT INTO lost VALUES (?, ?, ?) ON CONFLICT (topic, key) DO NOTHING"
@@ -73,6 +77,6 @@ class Lost:
     def _has_newer(self, held: Held, key: str | None, id: int) -> bool:
         if key is None:
             query, given = "SELECT 1 FROM record WHERE topic = ? AND id > ? AND key IS NULL LIMIT 1", (held.id, id)
-            return held.unkeyed > 0 and self._db.execute(query, given).fetchone() is not None
+            return self._db.execute(query, given).fetchone() is not None
         query = "SELECT 1 FROM record WHERE topic = ? AND key = ? AND id > ? LIMIT 1"
         return self._db.execute(query, (held.id, key, id)).fetchone() is not None

@@ -18,6 +18,7 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
+from operator import attrgetter, itemgetter
 
 from ..event import ORIGIN, EventID
 from ..record import Record
@@ -36,6 +37,9 @@ _GONE = Record(ORIGIN, "", b"")
 
 RISES = 4
 """Marks of lost values that are known of a topic below the one it has, for when that falls again."""
+
+_by_id = attrgetter("id")
+_entry_id = itemgetter(0)
 
 
 class Topic:
@@ -338,11 +342,3 @@ class Shelf:
         if len(topic):
             return topic[-1].id
         return topic.back if topic.back > topic.gone else None
-
-
-def _by_id(record: Record) -> EventID:
-    return record.id
-
-
-def _entry_id(entry: tuple[EventID, Topic]) -> EventID:
-    return entry[0]

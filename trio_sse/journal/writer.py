@@ -278,7 +278,7 @@ class Writer:
             self._holes.setdefault(held.name, []).extend(row[0] for row in rows)
             self.db.executemany("DELETE FROM record WHERE id = ?", [(row[0],) for row in rows])
         for key, id in {row[1]: row[0] for row in rows}.items():
-            self._lost.remove(held, key, id)
+            self._lost.remove(held, key, id, from_front=from_front)
 
     def _forget(self, change: Change) -> None:
         """Forget topics of which nothing but the floor is left, if there are too many of those."""

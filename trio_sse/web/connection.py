@@ -27,6 +27,7 @@ import trio
 from quart.utils import encode_headers
 from quart.wrappers import Request as QuartRequest
 from quart.wrappers import Response as QuartResponse
+from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import BadHost, RequestTimeout
@@ -242,7 +243,12 @@ class HTTPConnection(TrioASGIHTTPConnection):
             if timeout is ...:
                 timeout = self.app.config["RESPONSE_TIMEOUT"]
             with trio.move_on_after(math.inf if timeout is None else timeout):
-                await self._send_response(self._send_carefully, response)
+                if self._incoming is None and isinstance(response.response, DataBody):  # both are whole
+                    await self._send_carefully(_head_of(response))
+                    data = response.response
+                    await self._send_carefully({"type": BODY, "body": data.data[data.begin : data.end]})
+                else:
+                    await self._send_response(self._send_carefully, response)
         except trio.Cancelled:
             if server.is_ending() and not self._begun:
                 await self._refuse("the server is going away, and had no time to answer: ask again in a moment")
