@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 BIND := 127.0.0.1:8000
+unexport PYTHONDONTWRITEBYTECODE # or each of the hundreds of processes that the tests start would compile all of it anew
 APT_TESTS := chromium fonts-liberation nginx-light faketime iproute2
 APT_BENCH := nginx libnginx-mod-nchan golang-go
 
@@ -17,12 +18,12 @@ serve: $(VENV)/installed ## the hub and the board on http://127.0.0.1:8000 (BIND
 
 test: $(VENV)/installed-dev ## all tests, those in a browser too
 	@.ci/packages $(APT_TESTS)
-	@$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 cover: $(VENV)/installed-dev ## the same, and what of the code was run by it: it takes twice as long
 	@.ci/packages $(APT_TESTS)
 	@rm -f .coverage.*
-	@$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
+	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder --cov --cov-report=term
 
 prove: $(VENV)/installed-dev ## the long proofs: what is promised, at full size
 	@.ci/packages $(APT_TESTS)

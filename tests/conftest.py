@@ -264,6 +264,17 @@ class Wire:
         self.socket.close()
 
 
+def kept(server: Server, topic: str) -> list[dict[str, str]]:
+    """All events that are kept of a topic, whose newest is one of them."""
+    last = last_event_id(server, topic)
+    events: list[dict[str, str]] = []
+    with Listener(server, f"/events?topic={topic}&last_event_id=earliest") as listener:
+        listener.take()
+        while not events or events[-1]["id"] != last:
+            events.append(listener.event())
+    return events
+
+
 LONG = """
     failures durability shutdown stopped_readers exhaustion churn board nothing_lost model board_gap journal_files
     server_h2 benchmarks benchmarks_soak gap_in_browser nginx web_connection server_direct examples seam cli kill_shots

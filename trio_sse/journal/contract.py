@@ -42,7 +42,7 @@ MAX_EMPTY_TOPICS = 10_000
 
 FULL = (
     "the journal is full: the publishers that hold most give their oldest events, which their topics' own limits would "
-    "keep; raise TRIO_SSE_RETENTION_BYTES, or lower what each topic keeps (trio_sse_journal_evicted counts them)"
+    "keep; raise TRIO_SSE_RETENTION_BYTES, or lower what each topic keeps (trio_sse_journal_evicted_total counts them)"
 )
 """What the log hears, with no name in it, so that it is one line a minute whoever they are."""
 
