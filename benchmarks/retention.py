@@ -69,9 +69,9 @@ def of_topics(topics: int) -> Iterator[Draft]:
     return (Draft(name(number % topics, 256), EMPTY) for number in count())
 
 
-def of_publishers(publishers: int) -> Iterator[Draft]:
-    """An event for each of so many publishers of the longest names, over and over."""
-    return (Draft("t", EMPTY, None, name(number % publishers, 128, CHARACTER)) for number in count())
+def of_publishers(publishers: int, size: int) -> Iterator[Draft]:
+    """An event for each of so many publishers with names of so many characters, over and over."""
+    return (Draft("t", EMPTY, None, name(number % publishers, size, CHARACTER)) for number in count())
 
 
 def with_holes(size: int) -> Iterator[Draft]:
@@ -87,7 +87,8 @@ SHAPES: dict[str, Shape] = {
     "one key": Shape(lambda: (Draft("t", EMPTY, "k") for _ in count()), 400_000),
     "topics": Shape(lambda: of_topics(100_000), 250_000),
     "more topics than there may be": Shape(lambda: of_topics(10**7), 250_000),
-    "publishers": Shape(lambda: of_publishers(10**7), 200_000),
+    "publishers": Shape(lambda: of_publishers(10**7, 128), 200_000),
+    "publishers of short names": Shape(lambda: of_publishers(10**7, 7), 200_000),
     "idempotency keys": Shape(lambda: of_topics(10**7), 130_000, once=True),
     "lost values": Shape(lambda: of_one_topic(key=256), 200_000, of_each_topic=10),
     "empty topics": Shape(lambda: of_topics(10**7), 120_000, seconds=20),

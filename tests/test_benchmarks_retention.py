@@ -12,9 +12,12 @@ SETTING = 64 * retention.MIB
 FAST = "a mebibyte each"
 
 
+PROOF = [pytest.mark.proof, pytest.mark.timeout(600)]
+
+
 @pytest.mark.parametrize("journal", ["memory", "sqlite"])
 @pytest.mark.parametrize(
-    "shape", [name if name == FAST else pytest.param(name, marks=pytest.mark.proof) for name in retention.SHAPES]
+    "shape", [name if name == FAST else pytest.param(name, marks=PROOF) for name in retention.SHAPES]
 )
 def test_a_full_journal_takes_no_more_than_is_promised(journal: str, shape: str) -> None:
     """The file with its log, and the growth of resident memory: 1.5 times the setting each."""

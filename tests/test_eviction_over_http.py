@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,10 @@ def post_once(connection: http.client.HTTPConnection, topic: str, key: str, head
 @pytest.mark.parametrize("journal", ["memory:", "sqlite:hub.db"])
 def test_a_hundred_thousand_keys_of_one_take_no_others(tmp_path: Path, journal: str) -> None:
     """Another's retry is still known for one, whatever the first has sent since."""
-    with serving(folder=tmp_path, env=hub(tmp_path, journal).env) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WITHIN_S)
+    with (
+        serving(folder=tmp_path, env=hub(tmp_path, journal).env) as server,
+        closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=WITHIN_S)) as connection,
+    ):
         shop = bearer(sign("shop", publish=["orders/*"], ttl_s=3600))
         flood = bearer(sign("flood", publish=["scratch"], ttl_s=3600))
         first = post_once(connection, "orders/1", "order-1", shop)

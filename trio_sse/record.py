@@ -64,13 +64,15 @@ class Record:
     publisher: str = ""
 
     @classmethod
-    def write(cls, id: EventID, draft: Draft, topic: str | None = None) -> Self:
+    def write(cls, id: EventID, draft: Draft, topic: str | None = None, publisher: str | None = None) -> Self:
         """The one place where an event of the journal becomes bytes.
 
-        ``topic`` is the draft's topic as an object that others hold already, so that its text is in memory once.
+        ``topic`` and ``publisher`` are the draft's, as objects that others hold already, so that each text is in memory
+        once.
         """
         frame = wire.encode(draft.event, id=str(id))
-        return cls(id, draft.topic if topic is None else topic, frame, draft.key, draft.publisher)
+        topic = draft.topic if topic is None else topic
+        return cls(id, topic, frame, draft.key, draft.publisher if publisher is None else publisher)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Generic, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
 from ..event import ORIGIN, EventID
 
@@ -44,7 +45,7 @@ class Largest(Generic[T]):
 
     __slots__ = ("_heap", "_items", "_size")
 
-    def __init__(self, size: Callable[[T], int], items: Callable[[], Iterable[T]]) -> None:
+    def __init__(self, size: Callable[[T], int], items: Mapping[str, T]) -> None:
         self._size = size
         self._items = items
         self._heap: list[tuple[int, int, T]] | None = None  # none until somebody asks
@@ -80,9 +81,12 @@ class Largest(Generic[T]):
             self._heap = self._entries()
 
     def _entries(self) -> list[tuple[int, int, T]]:
-        heap = [(-size, item.number, item) for item in self._items() if (size := self._size(item))]
+        heap = [(-size, item.number, item) for item in self._items.values() if (size := self._size(item))]
         heapq.heapify(heap)
         return heap
+
+
+_bytes_of: Callable[[Any], int] = attrgetter("bytes")
 
 
 class Holding(Numbered):
@@ -116,10 +120,12 @@ class Account(Numbered):
         """Bytes that they are counted as."""
         self.holdings: OrderedDict[str, Holding] = OrderedDict()
         """By topic, the one with the latest event last."""
-        self._largest = Largest[Holding](lambda holding: holding.bytes, lambda: self.holdings.values())
+        self._largest: Largest[Holding] | None = None  # none until somebody asks: there may be very many accounts
 
     def largest(self) -> Holding:
         """The holding with the most bytes."""
+        if self._largest is None:
+            self._largest = Largest(_bytes_of, self.holdings)
         return self._largest.find()
 
     def idlest(self) -> Holding:
@@ -128,8 +134,9 @@ class Account(Numbered):
 
     def changed(self, holding: Holding) -> None:
         """A holding of this account has grown."""
-        self._largest.grew(holding)
-        self._largest.compact(len(self.holdings))
+        if self._largest is not None:
+            self._largest.grew(holding)
+            self._largest.compact(len(self.holdings))
 
 
 class Accounts:
@@ -146,7 +153,7 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
 
         def largest(size: Callable[[Account], int]) -> Largest[Account]:
-            return Largest(size, self._accounts.values)
+            return Largest(size, self._accounts)
 
         self._by_bytes = largest(lambda account: account.bytes)
         self._by_holdings = largest(lambda account: len(account.holdings))
@@ -165,6 +172,11 @@ class Accounts:
         if account is None:
             account = self._accounts[name] = Account(name)
         return account
+
+    def known(self, name: str) -> str:
+        """The same name, as the object that its account has, if there is one."""
+        account = self._accounts.get(name)
+        return name if account is None else account.name
 
     def find(self, publisher: str, topic: str) -> Holding | None:
         """What a publisher has in a topic, if anything."""

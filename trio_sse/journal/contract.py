@@ -236,12 +236,17 @@ class Journal(abc.ABC):
         records = []
         for draft in drafts:
             self._last = self._last.next(now)
-            records.append(Record.write(self._last, draft, self._known_topic(draft.topic)))
+            topic, publisher = self._known_topic(draft.topic), self._known_publisher(draft.publisher)
+            records.append(Record.write(self._last, draft, topic, publisher))
         return records
 
     def _known_topic(self, topic: str) -> str:
         """The same text, as an object that is in memory already if there is one."""
         return topic
+
+    def _known_publisher(self, name: str) -> str:
+        """The same name, likewise."""
+        return name
 
     def _note_evicted(self, events: int) -> None:
         """Count events that made room for others, and tell the operator."""

@@ -33,6 +33,8 @@ class Costs:
     """Bytes of a topic, or of one more publisher's holding in it, beside its name."""
     topic_byte: int
     """Times that each byte of its name is kept."""
+    publisher_byte: int
+    """Times that each byte of a publisher's name is kept."""
     once: int
     """Bytes of an idempotency key beside its subject, topic and text."""
     once_byte: int
@@ -50,8 +52,12 @@ class Costs:
         return events * self.event + frames + (events - unkeyed) * self.key + keyed * self.key_byte
 
     def of_topic(self, name: str) -> int:
-        """Bytes that a topic counts as for each publisher that has something in it, or when it is empty."""
+        """Bytes that a topic counts as when it is empty."""
         return self.topic + self.topic_byte * byte_length(name)
+
+    def of_holding(self, topic: str, publisher: str) -> int:
+        """Bytes that a topic counts as for each publisher that has something in it, with the publisher's own."""
+        return self.of_topic(topic) + self.publisher_byte * byte_length(publisher)
 
     def of_once(self, subject: str | None, topic: str, key: str) -> int:
         """Bytes that an idempotency key counts as."""
@@ -67,5 +73,9 @@ def byte_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-MEMORY = Costs(event=420, key=220, key_byte=2, topic=1100, topic_byte=2, once=420, once_byte=2, lost=220)
-SQLITE = Costs(event=110, key=120, key_byte=3, topic=1500, topic_byte=4, once=200, once_byte=3, lost=120)
+MEMORY = Costs(
+    event=420, key=220, key_byte=2, topic=1100, topic_byte=2, publisher_byte=1, once=420, once_byte=2, lost=220
+)
+SQLITE = Costs(
+    event=110, key=120, key_byte=3, topic=1500, topic_byte=4, publisher_byte=3, once=200, once_byte=3, lost=120
+)

@@ -51,7 +51,8 @@ class Ledger:
             holding = FileHolding(self.accounts.account(self.names[publisher]), held.name, id)
             holding.unkeyed, holding.frames, holding.keyed, holding.newest = unkeyed, frames, keyed, newest
             self.accounts.put(holding)
-            size = SQLITE.of_topic(held.name) + SQLITE.of_events(events, unkeyed, frames, keyed)
+            size = SQLITE.of_holding(held.name, self.names[publisher])
+            size += SQLITE.of_events(events, unkeyed, frames, keyed)
             self.accounts.add(holding, events, size)
             held.publishers += 1
             held.events += events
@@ -85,7 +86,7 @@ class Ledger:
         if held.name in self.empty:
             del self.empty[held.name]
             self.empty_bytes -= SQLITE.of_topic(held.name)
-        holding = self.accounts.find(record.publisher, held.name) or self._new_holding(record.publisher, held)
+        holding = self.accounts.find(record.publisher, held.name) or self._new_holding(record, held)
         assert isinstance(holding, FileHolding)
         self._touched[holding.id] = holding
         size, is_unkeyed = len(record.frame), record.key is None
@@ -100,14 +101,16 @@ class Ledger:
         self.events += 1
         return self._numbers[record.publisher]
 
-    def _new_holding(self, publisher: str, held: Held) -> FileHolding:
+    def _new_holding(self, record: Record, held: Held) -> FileHolding:
+        publisher = record.publisher
         columns = "publisher, topic, events, unkeyed, frames, keyed, newest"
         query = f"INSERT INTO holding ({columns}) VALUES (?, ?, 0, 0, 0, 0, 0)"  # noqa: S608  # all constants
         id = self._db.execute(query, (self.number_of(publisher), held.id)).lastrowid
         assert id is not None
         holding = FileHolding(self.accounts.account(publisher), held.name, id)
+        holding.after = EventID.unpacked(record.id.packed() - 1)
         self.accounts.put(holding)
-        self.accounts.add(holding, 0, SQLITE.of_topic(held.name))
+        self.accounts.add(holding, 0, SQLITE.of_holding(held.name, publisher))
         held.publishers += 1
         return holding
 

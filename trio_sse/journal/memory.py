@@ -134,6 +134,9 @@ class MemoryJournal(Journal):
         kept = self._kept.get(topic)
         return topic if kept is None else kept.topic.name
 
+    def _known_publisher(self, name: str) -> str:
+        return self._accounts.known(name)
+
     def _append(self, drafts: Sequence[Draft], once: Once | None = None) -> list[EventID]:
         records = self.write(drafts)
         now_ms = self.now_ms()
@@ -198,8 +201,9 @@ class MemoryJournal(Journal):
         size = MEMORY.of_event(len(record.frame), record.key)
         if holding is None:
             holding = Holding(self._accounts.account(record.publisher), topic.name)
+            holding.after = EventID.unpacked(record.id.packed() - 1)  # what is before it is nobody's of this one
             self._accounts.put(holding)
-            size += MEMORY.of_topic(topic.name)
+            size += MEMORY.of_holding(topic.name, record.publisher)
         self._accounts.add(holding, 1, size)
 
     def _evict(self, holding: Holding) -> None:

@@ -306,6 +306,9 @@ class SQLiteJournal(Journal):
         known = self._shelf.topics.get(topic)
         return topic if known is None else known.name
 
+    def _known_publisher(self, name: str) -> str:
+        return self._writer.known_publisher(name)
+
     async def trim(self) -> None:
         """As the contract says; a transaction at a time, so that publishers have theirs between them."""
         more = True

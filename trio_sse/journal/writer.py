@@ -110,6 +110,10 @@ class Writer:
         """What it holds of each topic."""
         return iter(self._ledger.topics.values())
 
+    def known_publisher(self, name: str) -> str:
+        """The same name, as the object that is in memory already if there is one."""
+        return self._ledger.accounts.known(name)
+
     @property
     def coarse_floor(self) -> EventID:
         """The floor of all topics that it does not hold."""
