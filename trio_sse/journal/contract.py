@@ -49,8 +49,9 @@ FULL = (
 MAX_LOST = 100_000
 """Of so many keys whose newest value was removed it is known whether one has replaced it since."""
 
-BACKLOG_BYTES = 1024 * 1024
-"""How far a follower may fall behind before publishers wait for it."""
+BACKLOG = 512
+"""How many events a follower may be behind before publishers wait for it, where 2 KiB of frames count as one more: some
+hundredths of a second, by which live events are late then."""
 
 MERGED_TOPICS = 64
 """Up to so many topics are read one by one and merged; more, along the journal."""
@@ -269,7 +270,11 @@ class Journal(abc.ABC):
 
     def behind(self) -> Follower | None:
         """A follower that is far behind, if there is one."""
-        return next((follower for follower in self.followers if follower.backlog > BACKLOG_BYTES), None)
+        return next((follower for follower in self.followers if follower.backlog > BACKLOG), None)
+
+
+def _weight(record: Record) -> int:
+    return 1 + len(record.frame) // COST_BYTES
 
 
 class Follower:
@@ -285,7 +290,7 @@ class Follower:
     def feed(self, records: Sequence[Record]) -> None:
         """Take records; they wait here until :meth:`receive` hands them on."""
         self._waiting.extend(records)
-        self.backlog += sum(len(record.frame) for record in records)
+        self.backlog += sum(map(_weight, records))
         self._arrived.set()
 
     async def receive(self, max_records: int = 64, max_bytes: int = 64 * 1024) -> list[Record]:
@@ -297,14 +302,15 @@ class Follower:
             self._arrived = trio.Event()
             await self._arrived.wait()
         batch: list[Record] = []
-        size = 0
+        size = weight = 0
         while self._waiting and len(batch) < max_records:
             if batch and size + len(self._waiting[0].frame) > max_bytes:
                 break
             batch.append(self._waiting.popleft())
             size += len(batch[-1].frame)
-        self.backlog -= size
-        if self.backlog <= BACKLOG_BYTES:
+            weight += _weight(batch[-1])
+        self.backlog -= weight
+        if self.backlog <= BACKLOG:
             self.drained.set()
             self.drained = trio.Event()
         return batch

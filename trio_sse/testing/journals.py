@@ -13,6 +13,7 @@ import trio
 from ..errors import KeyReused
 from ..event import ORIGIN, Event, EventID
 from ..journal import Journal
+from ..journal.contract import BACKLOG
 from ..record import Draft, Once, Record
 from ..retention import Keep, Retention
 from ..topic import parse_selectors
@@ -168,18 +169,19 @@ class JournalContract:
                 assert journal.tail >= record.id
                 assert await read_all(journal, "a") == [record]
 
-    async def test_publishers_wait_for_a_follower_that_is_behind(self) -> None:
-        """What waits for a follower is bounded; when it goes on, so do the publishers."""
+    @pytest.mark.parametrize("drafts", [[draft("a", "x" * 100_000)], [draft("a", "")] * 50], ids=["large", "small"])
+    async def test_publishers_wait_for_a_follower_that_is_behind(self, drafts: list[Draft]) -> None:
+        """What waits for a follower is bounded in bytes and in number; when it goes on, so do the publishers."""
         async with self.open() as journal:
             with journal.follow() as follower:
                 with trio.move_on_after(1) as scope:
                     for _ in range(100):
-                        await journal.append([draft("a", "x" * 100_000)])
+                        await journal.append(drafts)
                 assert scope.cancelled_caught
-                assert follower.backlog < 3_000_000
+                assert BACKLOG < follower.backlog < 3 * BACKLOG
                 await take(follower, journal.statistics().events)
                 with trio.fail_after(60):
-                    await journal.append([draft("a")])
+                    await journal.append(drafts)
 
     async def test_a_follower_that_left_holds_nobody_up(self) -> None:
         """A closed follower is forgotten."""
