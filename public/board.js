@@ -129,6 +129,7 @@ setInterval(() => {
   const others = rooms.visited(room).filter((name) => name !== room);
   turn += 1;
   if (others.length) look(others[turn % others.length]);
+  session.refresh();
 }, LOOK_EVERY);
 
 /* ---- Messages arrive ------------------------------------------------------------------------------------ */
@@ -273,8 +274,8 @@ function showState(state, refusal) {
     const words = { 401: "This room is not open to everybody.", 403: "This room is private: you are not allowed in." };
     notify(words[refusal.status] ?? refusal.message, "lost");
     if (refusal.status === 401) {
-      const problem = session.sub ? "Please sign in again." : "Please sign in to read it.";
-      ask({ problem, wantsToken: Boolean(session.sub) });
+      if (session.sub) askAgain("Please sign in again.");
+      else ask({ problem: "Please sign in to read it." });
     }
   } else if (state === "live") {
     if (!settled) arrival = setTimeout(settle, HISTORY_TAKES_AT_MOST);
@@ -287,6 +288,7 @@ function showState(state, refusal) {
     wasLive = true;
     barred.delete(room);
     look(room);
+    checkSession();
   }
 }
 
@@ -357,7 +359,7 @@ async function publish(draft) {
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     setFate(draft, `Not sent: ${error.message}`);
-    if (error.status === 401) ask({ problem: error.message, wantsToken: session.withToken });
+    if (error.status === 401) askAgain(error.message, session.withToken);
   }
 }
 
@@ -398,7 +400,8 @@ at("composer").addEventListener("submit", (event) => {
 function showMe() {
   const name = session.sub ? session.name : "";
   at("me-name").textContent = name || "Not signed in";
-  at("me-kind").textContent = name ? (session.withToken ? "with a token" : "guest") : "reading along";
+  const kind = session.withToken ? (session.expired ? "session ended" : "with a token") : "guest";
+  at("me-kind").textContent = name ? kind : "reading along";
   at("rename").hidden = !name;
   portray(at("me-avatar"), name, session.sub);
 }
@@ -414,6 +417,20 @@ function ask({ problem = "", wantsToken = false, optional = false } = {}) {
   at("name").value ||= session.name;
   at("with-token").open ||= wantsToken;
   goOnTyping();
+}
+
+/** A room that is open to everybody opens also for somebody whose session is gone, who should know. */
+async function checkSession() {
+  if (!session.sub || (await session.holds()) || !session.sub) return;
+  if (await signInAgain().catch(() => true)) return;
+  askAgain("Your session has ended. Please sign in again.");
+}
+
+/** Somebody whom the hub no longer knows. */
+function askAgain(problem, wantsToken = true) {
+  if (session.withToken) session.end();
+  showMe();
+  ask({ problem, wantsToken });
 }
 
 function stopAsking() {
@@ -447,7 +464,7 @@ at("join").addEventListener("submit", async (event) => {
     await session.signIn(name, token);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (!error.unauthorised) return complain(error.message, at("name"));
+    if (error.status !== 401 && !token) return complain(error.message, at("name"));
     at("with-token").open = true;
     return complain(token ? error.message : "Guests are not let in here. Please paste an access token.", at("token"));
   } finally {

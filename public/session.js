@@ -4,17 +4,13 @@
  */
 
 const PATIENCE = 15_000;
+const TRY_AGAIN = 60_000; // When a session could not be renewed.
 
 /** A request that did not work out; `status` is 0 when there was no answer at all. */
 export class Refusal extends Error {
   constructor(status, detail) {
     super(detail);
     this.status = status;
-  }
-
-  /** Would signing in, as somebody else if need be, help? */
-  get unauthorised() {
-    return this.status === 401 || this.status === 403;
   }
 
   /** Would waiting help? */
@@ -64,7 +60,7 @@ export function remember(key, value) {
 }
 
 export class Session {
-  #kept = { name: "", sub: "", withToken: false, expires: 0, ...recall("session", {}) };
+  #kept = { name: "", sub: "", withToken: false, expires: 0, renewFrom: 0, ...recall("session", {}) };
   // Every guest session has a `sub` of its own: one's own messages of yesterday carry yesterday's.
   #own = new Set(recall("own", []));
   #renewal = null;
@@ -92,14 +88,15 @@ export class Session {
   /** Sign in as a guest or, with a token, as whoever the token says. The token is not kept. */
   async signIn(name, token = "") {
     const answer = await call("POST", "/session", { json: name ? { name } : {}, token });
+    this.#keep(answer, name, Boolean(token));
+  }
+
+  #keep(answer, name, withToken) {
     // A token need not say whose it is; this page still wants to know its own messages again.
     const sub = answer.sub || this.#kept.sub || `bearer-${unguessable()}`;
-    this.#kept = {
-      name: answer.name || name || sub,
-      sub,
-      withToken: Boolean(token),
-      expires: answer.expires_at,
-    };
+    const expires = answer.expires_at;
+    const renewFrom = (Date.now() + expires * 1000) / 2; // Half of its life.
+    this.#kept = { name: answer.name || name || sub, sub, withToken, expires, renewFrom };
     this.#own.delete(sub);
     this.#own.add(sub);
     remember("session", this.#kept);
@@ -110,6 +107,29 @@ export class Session {
     await call("DELETE", "/session");
     this.#kept = { ...this.#kept, sub: "", withToken: false, expires: 0 };
     remember("session", this.#kept);
+  }
+
+  /** Whether the hub still takes the sender of this page's requests for somebody; not after a new key, for instance. */
+  async holds() {
+    try {
+      return (await call("GET", "/session")).expires_at !== null;
+    } catch (refusal) {
+      return refusal.status !== 401;
+    }
+  }
+
+  /** The hub no longer takes the token for anybody's; its bearer may have another. */
+  end() {
+    this.#kept = { ...this.#kept, expires: 0 };
+    remember("session", this.#kept);
+  }
+
+  /** Let a guest's cookie be renewed, in time. It need not be this page's: others of this browser share it. */
+  async refresh() {
+    if (!this.sub || this.withToken || this.expired || Date.now() < this.#kept.renewFrom) return;
+    this.#kept.renewFrom = Date.now() + TRY_AGAIN;
+    const answer = await call("POST", "/session", { json: {} }).catch(() => null);
+    if (answer) this.#keep(answer, this.name, false);
   }
 
   /**

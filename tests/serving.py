@@ -25,6 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60
 
+HOSTS = "x,y,z,hub,test"
+"""Names that requests of the tests give in Host, to hubs of which many are in development mode."""
+
 _held = contextlib.ExitStack()
 atexit.register(_held.close)
 
@@ -76,7 +79,7 @@ class Server:
         self.command = [sys.executable, "-W", "error", "-m", "hypercorn", app, "--worker-class", "trio"]
         self.command += ["--bind", f"127.0.0.1:{self.port}", *args]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRIO_SSE_")}
-        self.env = {**inherited, "PYTHONPATH": str(ROOT), **(env or {})}
+        self.env = {**inherited, "PYTHONPATH": str(ROOT), "TRIO_SSE_HOSTS": HOSTS, **(env or {})}
         self.ready_path = ready_path
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -55,7 +55,7 @@ def check(answer: Answer, status: int, detail: str) -> None:
         ("POST", "/events?topic=a", 405, "POST means nothing here: use GET, HEAD"),
         ("PUT", "/topics/a", 405, "PUT means nothing here: use GET, HEAD, OPTIONS, POST"),
         ("DELETE", "/topics/a", 405, "use GET, HEAD, OPTIONS, POST"),
-        ("GET", "/session", 405, "use DELETE, OPTIONS, POST"),
+        ("PUT", "/session", 405, "use DELETE, GET, HEAD, OPTIONS, POST"),
         ("POST", "/healthz", 405, "use GET, HEAD"),
         ("POST", "/", 405, "use GET, HEAD"),
         ("BREW", "/metrics", 405, "BREW means nothing here"),

@@ -1,7 +1,8 @@
 """A token in, what its bearer may do out (RFC 7519).
 
 The claims are ``sub``, ``exp``, ``iat``, optional ``aud`` and ``iss``, ``name`` for people to read, and
-``"sse": {"publish": [selectors], "subscribe": [selectors]}``.
+``"sse": {"publish": [selectors], "subscribe": [selectors]}``. The token that a guest gets has no rights of its own, and
+``"sse": {"guest_since": seconds}``, so that its session can be renewed, and not for ever.
 
 Traps of PyJWT that are handled here: without being told it accepts a token that never expires, and an ``exp``
 of 10**400, which no clock can hold; a short key only warns; a private RSA key signs but does not verify; the
@@ -12,6 +13,7 @@ checked here, so that the refusal can say which. The time is the caller's to say
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +24,7 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.types import Options
 
-from .errors import InvalidInput, InvalidToken, InvalidTopic, NotAllowed, TooWild
+from .errors import ForeignToken, InvalidInput, InvalidToken, InvalidTopic, NotAllowed, TooWild
 from .selector_index import without_contained
 from .topic import Selector, inbox, matching, meet_all, parse_selectors
 
@@ -48,7 +50,9 @@ MAX_REMEMBERED = 1024
 """Tokens whose signature is not checked again, as long as no more others came since; each by its digest alone."""
 
 GUEST_PREFIX = "guest-"
-GUEST_TTL_S = 7 * 24 * 3600
+GUEST_TTL_S = 2 * 24 * 3600
+"""Seconds for which a guest's token is valid, unless it is renewed before: two days, so that a guest who comes daily is
+the same one."""
 
 _OPTIONS: Options = {
     "enforce_minimum_key_length": True,
@@ -75,6 +79,8 @@ class Grant:
     expires_at: int | None = None
     unusable: tuple[str, ...] = ()
     """Why selectors of the token count for nothing; for the log, since whoever signed it does not hear of it."""
+    guest_since: int | None = None
+    """When a guest signed in first, in seconds since the epoch. ``None``: this hub has not signed the caller in."""
     token_id: str | None = field(default=None, compare=False)
     """What a token without a subject is known by: a digest of it. ``None``: there is a subject, or no token."""
 
@@ -162,6 +168,7 @@ class Authority:
         What a token says does not change, so one that held is remembered; the time is checked each time.
 
         Raises:
+          ForeignToken: the token is not one for this hub.
           InvalidToken: the token does not hold; the message says why, and never what it is.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
@@ -172,18 +179,20 @@ class Authority:
         try:
             claims = self._jwt.decode(token, self._verifies, algorithms=[self.algorithm])
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            raise InvalidToken("the token is not one that was signed for this hub") from None
+            raise ForeignToken("the token is not one that was signed for this hub") from None
         grant = self._grant(claims, now)
         if grant.subject is None:
-            grant = replace(grant, token_id=f"token {digest.hex()[:32]}")
+            # Not of the whole token: many signatures of the same claims hold, such as one with padding.
+            signed = hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()
+            grant = replace(grant, token_id=f"token {signed[:32]}")
         if len(self._remembered) >= MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[digest] = claims, grant
         return grant
 
     def _grant(self, claims: Mapping[str, Any], now: float) -> Grant:
-        expires_at = _check_times(claims, now)
         self._check_parties(claims)
+        expires_at = _check_times(claims, now)
         subject = _text(claims, "sub", MAX_SUBJECT)
         rights = claims.get("sse", {})
         if not isinstance(rights, Mapping):
@@ -197,6 +206,7 @@ class Authority:
             subscribe + self._anonymous.get("subscribe", ()) + _own_inbox(subject),
             expires_at,
             tuple(unusable),
+            _guest_since(rights, expires_at),
         )
 
     def issue(
@@ -208,16 +218,19 @@ class Authority:
         publish: Iterable[str] = (),
         subscribe: Iterable[str] = (),
         name: str | None = None,
+        guest_since: int | None = None,
     ) -> str:
         """Sign a token. The key must be able to: an HMAC secret, or a private PEM key.
 
         Raises:
           InvalidInput: a claim would not be accepted by :meth:`verify`, or the key only verifies.
         """
-        rights = {
+        rights: dict[str, Any] = {
             "publish": [selector.text for selector in parse_selectors(publish)],
             "subscribe": [selector.text for selector in parse_selectors(subscribe)],
         }
+        if guest_since is not None:
+            rights["guest_since"] = guest_since
         claims: dict[str, Any] = {"iat": int(now), "exp": int(now) + ttl_s, "sse": rights}
         optional = {"sub": subject, "name": name, "aud": self._audience, "iss": self._issuer}
         claims |= {claim: value for claim, value in optional.items() if value is not None}
@@ -229,23 +242,34 @@ class Authority:
         except (jwt.PyJWTError, TypeError, AttributeError):
             raise InvalidInput("the key can check tokens but not sign them: give the private key") from None
 
-    def issue_guest(self, name: str, *, now: float) -> tuple[str, Grant]:
+    def issue_guest(
+        self, name: str, *, now: float, session_s: float = math.inf, guest: Grant | None = None
+    ) -> tuple[str, Grant]:
         """Sign in somebody of whom only a name is known; the name is unverified, the subject random.
+
+        ``guest`` is the grant of a guest who was signed in before, and stays the same subject: until ``session_s``
+        seconds after the first time, and no longer.
 
         Raises:
           InvalidInput: the name cannot be shown.
+          InvalidToken: those seconds are over.
         """
-        subject = GUEST_PREFIX + secrets.token_urlsafe(9)
-        token = self.issue(subject, now=now, ttl_s=GUEST_TTL_S, name=name)
+        subject, since = None if guest is None else guest.subject, None if guest is None else guest.guest_since
+        if subject is None or since is None:
+            subject, since = GUEST_PREFIX + secrets.token_urlsafe(9), int(now)
+        ttl_s = int(min(GUEST_TTL_S, since + session_s - int(now)))
+        if ttl_s < 1:
+            raise InvalidToken("the session has lasted as long as it may: sign in again")
+        token = self.issue(subject, now=now, ttl_s=ttl_s, name=name, guest_since=since)
         return token, self.verify(token, now)
 
     def _check_parties(self, claims: Mapping[str, Any]) -> None:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if self._audience is not None and self._audience not in audiences:
-            raise InvalidToken(f"the token is not for the audience {self._audience!r}")
+            raise ForeignToken(f"the token is not for the audience {self._audience!r}")
         if self._issuer is not None and claims.get("iss") != self._issuer:
-            raise InvalidToken(f"the token was not issued by {self._issuer!r}")
+            raise ForeignToken(f"the token was not issued by {self._issuer!r}")
 
 
 def _keys(key: str, algorithm: str) -> tuple[Any, Any]:
@@ -315,6 +339,11 @@ def _selectors(rights: Mapping[str, Any], right: str, unusable: list[str]) -> tu
         except InvalidTopic as error:
             raise InvalidToken(f'the token\'s "sse.{right}" cannot be used: {error}') from None
     return tuple(selectors)
+
+
+def _guest_since(rights: Mapping[str, Any], expires_at: int) -> int | None:
+    since = rights.get("guest_since")
+    return since if type(since) is int and 0 <= since <= expires_at else None
 
 
 def _own_inbox(subject: str | None) -> tuple[Selector, ...]:

@@ -11,7 +11,10 @@
     │   ├── TooLarge             413   more bytes than the limit
     │   └── KeyReused            422   an idempotency key that stands for another event
     ├── InvalidToken             401   who are you?
+    │   └── ForeignToken         401   a token that was not made for this hub
     ├── NotAllowed               403   I know who you are, and no
+    │   └── ForeignPage          403   a page of another origin, and no token of its own
+    ├── WrongHost                421   a name that the hub does not answer to
     ├── TooManyRequests          429   later, and when
     ├── JournalError             503   the journal could not do it now; trying again may help
     │   └── JournalFull          507   no room on the disk
@@ -75,10 +78,24 @@ class InvalidToken(TrioSSEError):
     status_hint = 401
 
 
+class ForeignToken(InvalidToken):
+    """A token of another key, audience or issuer, or none at all: it says nothing of who its bearer is here."""
+
+
 class NotAllowed(TrioSSEError):
     """The caller is known and may not do this."""
 
     status_hint = 403
+
+
+class ForeignPage(NotAllowed):
+    """A page of another origin may not do this as its visitor."""
+
+
+class WrongHost(TrioSSEError):
+    """The request is for a name that the hub does not answer to."""
+
+    status_hint = 421
 
 
 class TooManyRequests(TrioSSEError):

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticUseDefault
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from .auth import Authority
+from .auth import MAX_TTL_S, Authority
 from .errors import InvalidInput
 from .rates import ANONYMOUS, Rates
 from .rates import NAMES as RATE_NAMES
@@ -47,15 +47,29 @@ Proxies = IPv4Network | IPv6Network | Literal["unix:"]
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
-_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which no browser writes
+
+_HOST = re.compile(r"(?=.*[a-z])[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 def _check_origin(origin: str) -> str:
     """The origin as a browser writes it, to be compared letter by letter."""
     written = origin.strip().removesuffix("/").lower()
-    if not _ORIGIN.fullmatch(written):
+    if not (found := _ORIGIN.fullmatch(written)):
         raise ValueError(f"{origin!r} is not an origin such as https://app.example: scheme and host, no path")
-    return written
+    return written.removesuffix(_DEFAULT_PORTS[found[1]])
+
+
+def _check_host(written: str) -> str:
+    """The name as a browser sends it, without the dot that may end it."""
+    name = written.lower().removesuffix(".")
+    if not _HOST.fullmatch(name):
+        raise ValueError(
+            f"{written!r} is not a name such as hub.example: no scheme, no port, no wildcard (addresses and localhost "
+            "need not be listed)"
+        )
+    return name
 
 
 def _check_proxies(written: object) -> object:
@@ -172,6 +186,22 @@ class Settings(BaseSettings):
     allow_origins: Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode] = Field(
         (), description="origins whose pages may read and publish (CORS), separated by commas"
     )
+    hosts: Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], NoDecode] = Field(
+        (),
+        description="names that the hub answers to, such as `hub.example`, separated by commas; IP addresses and "
+        "`localhost` always; none: every name, and in development mode no other",
+    )
+    cookie_secure: Literal["auto", "always"] = Field(
+        "auto",
+        description="whether the session cookie is for HTTPS alone: `always`, or `auto`, which is where the connection "
+        "is TLS or a trusted proxy says `X-Forwarded-Proto: https`",
+    )
+    session_max_s: float = Field(
+        7 * 24 * 3600,
+        ge=1,
+        le=MAX_TTL_S,
+        description="seconds from a guest's first sign-in to its last moment",
+    )
     retention_events: int = Field(1_000, ge=1, description="events kept of each topic")
     retention_seconds: float = Field(7 * 24 * 3600, gt=0, description="seconds for which an event is kept")
     retention_bytes: int = Field(256 * 1024 * 1024, ge=1, description="bytes that a journal takes with all it keeps")
@@ -210,8 +240,9 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[tuple[Annotated[Proxies, BeforeValidator(_check_proxies)], ...], NoDecode] = Field(
         (),
-        description="proxies whose `X-Forwarded-For` says which address a request is of: addresses and networks such "
-        "as `10.0.0.0/8`, and `unix:` for whoever connects over a Unix socket, separated by commas",
+        description="proxies whose `X-Forwarded-For` says which address a request is of, and `X-Forwarded-Proto` "
+        "whether it came over HTTPS: addresses and networks such as `10.0.0.0/8`, and `unix:` for whoever connects "
+        "over a Unix socket, separated by commas",
     )
 
     @field_validator("*", mode="before")
@@ -221,7 +252,7 @@ class Settings(BaseSettings):
             raise PydanticUseDefault
         return value
 
-    @field_validator("anonymous", "allow_origins", "trusted_proxies", mode="before")
+    @field_validator("anonymous", "allow_origins", "hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

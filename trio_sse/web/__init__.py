@@ -28,7 +28,9 @@ from ..wire import MAX_DATA
 from . import ops, page, problem, publish, session, subscribe
 from .caller import grant_of
 from .connection import HTTPConnection, Request, answering
+from .hosts import Hosts
 from .limits import Limits, check_admitted
+from .pages import Pages
 from .rates import RateLimits
 from .websocket import NoWebSocket
 
@@ -77,6 +79,8 @@ class TrioSSE(QuartTrio):
         self.settings = settings
         self.limits = Limits(settings.max_streams, settings.max_streams_per_ip, settings.max_streams_per_subject)
         self.rates = RateLimits(settings)
+        self.hosts = Hosts(settings)
+        self.pages = Pages(settings)
         self.turns = Gate(publish.DECODING)
         """Of those who publish streams of events."""
         self.metrics = ops.Metrics(self)
@@ -95,11 +99,14 @@ class TrioSSE(QuartTrio):
         """Quart's, for a request that is admitted.
 
         Raises:
-          HubFull, HubFailed: it is not.
+          HubFull, HubFailed, WrongHost, ForeignPage: it is not.
         """
         if request_context is not None:
-            check_admitted(request_context.request.path)
-            self.check_open(request_context.request.path)
+            request = request_context.request
+            check_admitted(request.path)
+            self.check_open(request.path)
+            self.hosts.check(request.scope, request.path)
+            self.pages.check(request)
         return super().dispatch_request(request_context)
 
     @property
@@ -133,7 +140,7 @@ class TrioSSE(QuartTrio):
         Raises:
           InvalidToken: it came with a token that does not hold.
         """
-        grant = grant_of(request, self.authority, query_token=self.settings.query_token)
+        grant = grant_of(request, self.authority, self.settings)
         if grant.unusable:
             of = "its token" if grant.subject is None else f"the token of {grant.subject!r}"
             many, first = len(grant.unusable), grant.unusable[0]

@@ -1,7 +1,8 @@
 """Who is asking: the token, wherever a request carries it, as a grant; and from which address.
 
 In this order: ``Authorization: Bearer``, the session cookie, and, only where the operator switched it on, the
-``token`` query parameter. No token is the anonymous grant; a bad one is never taken for none.
+``token`` query parameter. No token is the anonymous grant; a bad one is never taken for none, except for a cookie that
+was not signed for this hub, since a browser sends it for other reasons than that somebody wants to be its owner.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import time
 from collections.abc import Collection, MutableMapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
 
 from quart import Request
 
 from ..auth import Authority, Grant
-from ..errors import InvalidInput
+from ..errors import ForeignToken, InvalidInput
 from ..settings import UNIX, Proxies
+from . import cookie
 
-COOKIE = "trio_sse_session"
+if TYPE_CHECKING:
+    from ..settings import Settings
+
 PARAMETER = "token"
 
 MOST_PROXIES = 32
@@ -61,18 +65,34 @@ def bearer(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def grant_of(request: Request, authority: Authority, *, query_token: bool) -> Grant:
+def grant_of(request: Request, authority: Authority, settings: Settings) -> Grant:
     """The grant of whoever sent this request.
 
     Raises:
       InvalidToken: there is a token, and it does not hold.
     """
     token = bearer(request)
-    if token is None:
-        token = request.cookies.get(COOKIE)
-    if token is None and query_token:
+    if token is None and (grant := session_of(request, authority, settings)) is not None:
+        return grant
+    if token is None and settings.query_token:
         token = next(iter(parameters(request).get(PARAMETER, [])), None)
     return authority.anonymous() if token is None else authority.verify(token, time.time())
+
+
+def session_of(request: Request, authority: Authority, settings: Settings) -> Grant | None:
+    """The grant of the session that the sender of this request has, if it has one.
+
+    Raises:
+      InvalidToken: it has one, which holds no longer.
+    """
+    if "Cookie" not in request.headers:
+        return None
+    for token in cookie.values(request, cookie.name_of(is_https=is_https(request, settings))):
+        try:
+            return authority.verify(token, time.time())
+        except ForeignToken:
+            continue
+    return None
 
 
 def address_of(request: Request, trusted: Collection[Proxies]) -> str:
@@ -82,15 +102,40 @@ def address_of(request: Request, trusted: Collection[Proxies]) -> str:
     those who wrote it are trusted; what a client has written itself is before that. Of a proxy that says nothing, or
     nothing that is an address, it is the proxy's own. All who come over a Unix socket have one address.
     """
-    client = request.scope.get("client")  # a server need not say
-    written = client[0] if client else UNIX
+    written = _peer(request)
     if not trusted and ":" not in written:
         return written
-    address = _parse(written)
-    said = ",".join(request.headers.getlist("X-Forwarded-For")).rsplit(",", MOST_PROXIES)
-    while said and _is_trusted(address, trusted) and (before := _parse(said.pop())) is not None:
-        address = before
+    address = _way(request, trusted)[-1]
     return written if address is None else str(address)
+
+
+def is_https(request: Request, settings: Settings) -> bool:
+    """Whether the client came over HTTPS: to us, or to the first of the proxies that are trusted, as it says itself.
+
+    A proxy writes ``X-Forwarded-Proto`` anew, or adds to it as to ``X-Forwarded-For``; then it is read as far as that.
+    """
+    if settings.cookie_secure == "always" or request.scheme == "https":
+        return True
+    said = ",".join(request.headers.getlist("X-Forwarded-Proto")).rsplit(",", MOST_PROXIES)
+    trusted = settings.trusted_proxies
+    if not (said[-1] and trusted):
+        return False
+    proxies = [address for address in _way(request, trusted) if _is_trusted(address, trusted)]
+    return bool(proxies) and said[-min(len(proxies), len(said))].strip().lower() == "https"
+
+
+def _peer(request: Request) -> str:
+    client = request.scope.get("client")  # a server need not say
+    return client[0] if client else UNIX
+
+
+def _way(request: Request, trusted: Collection[Proxies]) -> list[Address | None]:
+    """The addresses that a request came by, from the last one back to the first that is no trusted proxy's."""
+    way = [_parse(_peer(request))]
+    said = ",".join(request.headers.getlist("X-Forwarded-For")).rsplit(",", MOST_PROXIES)
+    while said and _is_trusted(way[-1], trusted) and (before := _parse(said.pop())) is not None:
+        way.append(before)
+    return way
 
 
 def origin_of(request: Request, trusted: Collection[Proxies]) -> Origin:

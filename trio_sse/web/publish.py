@@ -168,15 +168,16 @@ def _text(body: bytes, mimetype: str) -> str:
 
 
 class UnsupportedType(InvalidInput):
-    """A body of a type that cannot become an event."""
+    """A body of a type that means nothing here."""
 
     status_hint = 415
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the body may be text/plain or application/json in UTF-8, which become one event, or "
-            "text/event-stream, which is a stream of events: say so in Content-Type"
-        )
+    def __init__(
+        self,
+        message: str = "the body may be text/plain or application/json in UTF-8, which become one event, or "
+        "text/event-stream, which is a stream of events: say so in Content-Type",
+    ) -> None:
+        super().__init__(message)
 
 
 def _check_json(text: str) -> None:
