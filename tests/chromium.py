@@ -24,7 +24,8 @@ in_chromium = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*flags: str) -> Iterator[Browser]:
     """A running one for the length of a `with` block."""
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+    args = [*FLAGS, *flags]
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=args) as browser:
         yield browser

@@ -13,7 +13,7 @@ from werkzeug.datastructures import Headers
 from tests.conftest import Listener, ask
 from tests.serving import Server, serving
 from trio_sse.settings import Settings
-from trio_sse.web.caller import MOST_PROXIES, address_of
+from trio_sse.web.caller import MOST_PROXIES, address_of, is_https
 
 JUNK = (
     *("", "unknown", "_hidden", "a.example", "-", "1.2.3", "999.1.1.1", "010.1.1.1", "1.1.1.1:x", "1.1.1.1:80:80"),
@@ -91,6 +91,66 @@ def test_an_endless_list_is_not_read_to_its_beginning() -> None:
     """It costs a little, however long it is."""
     assert address("10.0.0.1", ", ".join(["203.0.113.9"] + ["10.0.0.2"] * (MOST_PROXIES - 1))) == "203.0.113.9"
     assert address("10.0.0.1", ", ".join(["203.0.113.9"] + ["10.0.0.2"] * 5_000)) == "10.0.0.2"
+
+
+# -- over HTTPS, or not ------------------------------------------------------------------------------------------------
+
+
+def came_by_https(
+    peer: str | None, *said: str, by: tuple[str, ...] = (), scheme: str = "http", secure: str = "auto"
+) -> bool:
+    """Whether a request from this peer, with these lines of X-Forwarded-Proto and -For, did."""
+    lines = [("X-Forwarded-Proto", line) for line in said] + [("X-Forwarded-For", line) for line in by]
+    client = None if peer is None else (peer, 4711)
+    request: Any = SimpleNamespace(scope={"client": client}, headers=Headers(lines), scheme=scheme)
+    trusted = "" if secure == "no proxies" else f"{PROXIES}, unix:"
+    secure = "always" if secure == "always" else "auto"
+    return is_https(request, Settings.model_validate({"trusted_proxies": trusted, "cookie_secure": secure}))
+
+
+@pytest.mark.parametrize("said", ["https", " HTTPS ", "Https"])
+def test_a_trusted_proxy_says_whether_it_was_https(said: str) -> None:
+    """Over TCP or a Unix socket; nobody else can."""
+    assert came_by_https("10.0.0.1", said)
+    assert came_by_https(None, said)
+    assert came_by_https("::ffff:10.0.0.1", said)
+    assert not came_by_https("203.0.113.9", said)
+    assert not came_by_https("10.0.0.1", said, secure="no proxies")
+
+
+@pytest.mark.parametrize("said", ["", "http", "httpss", "wss", "https;", "on", "https http", "\xe9"])
+def test_what_does_not_say_https_is_not(said: str) -> None:
+    """A cookie that a browser then drops would be of no use."""
+    assert not came_by_https("10.0.0.1", said)
+
+
+def test_https_of_our_own_and_the_operators_word_need_no_proxy() -> None:
+    """They count whatever a client says."""
+    assert came_by_https("203.0.113.9", scheme="https")
+    assert came_by_https("203.0.113.9", "http", scheme="https")
+    assert came_by_https("203.0.113.9", "http", secure="always")
+    assert not came_by_https("203.0.113.9")
+
+
+@pytest.mark.parametrize(
+    ("said", "by", "expected"),
+    [
+        # the proxy next to us has written it anew
+        *((["https"], by, True) for by in ((), ("203.0.113.9",), ("203.0.113.9, 10.0.0.2",))),
+        # each has added how it was reached itself: what the first one says that is trusted counts
+        (["https, http"], ("203.0.113.9, 10.0.0.2",), True),
+        (["http, https"], ("203.0.113.9, 10.0.0.2",), False),
+        (["https", "http"], ("203.0.113.9", "10.0.0.2"), True),
+        # what stands before that is the client's own invention
+        (["https, http"], ("203.0.113.9",), False),
+        (["https, http"], (), False),
+        (["https, http, http"], ("203.0.113.9, 10.0.0.2",), False),
+        (["https, " + "http, " * 100 + "http"], ("203.0.113.9",), False),
+    ],
+)
+def test_several_proxies_say_it_in_turn(said: list[str], by: tuple[str, ...], expected: bool) -> None:
+    """As they say whose address it was."""
+    assert came_by_https("10.0.0.1", *said, by=by) == expected
 
 
 # -- with the real server ----------------------------------------------------------------------------------------------

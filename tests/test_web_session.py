@@ -1,8 +1,9 @@
-"""Who is asking, over the real server: tokens wherever they come, guests, cookies, and pages of other origins."""
+"""Who is asking, over the real server: tokens wherever they come, guests, sessions, and CORS."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import time
@@ -14,6 +15,9 @@ from typing import Any
 
 import jwt
 import pytest
+
+from trio_sse.auth import GUEST_TTL_S, Authority
+from trio_sse.web.cookie import MAX_BYTES, MOST, OUTLIVES_S
 
 from .conftest import KEY, STALL_S, WITHIN_S, Answer, Listener, Wire, ask, bearer, eventually, publish, sign
 from .serving import SecureServer, Server, running, serving
@@ -28,6 +32,7 @@ OPEN = {
     "TRIO_SSE_ALLOW_ORIGINS": f"{PAGE}, http://localhost:5173",
 }
 COOKIE = "trio_sse_session"
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,7 @@ def test_a_token_holds_on_every_carrier(server: Server, topic: str, carrier: str
     [(carrier, name) for carrier in CARRIERS for name in BAD if BAD[name].isascii() or carrier != "query"],
 )
 def test_a_bad_token_is_refused_on_every_carrier(server: Server, topic: str, carrier: str, name: str) -> None:
-    """A token that does not hold is 401 and a challenge, never the same as none."""
+    """A token that does not hold is 401 and a challenge, where none would be 401 too."""
     for method, place in (("POST", f"/topics/{topic}"), ("GET", f"/events?topic={topic}"), ("GET", f"/topics/{topic}")):
         target, headers = carried(carrier, BAD[name], place)
         answer = ask(server, method, target, b"x" if method == "POST" else None, headers)
@@ -120,15 +125,45 @@ def last_event_id_as(server: Server, topic: str) -> str | None:
 def test_a_bad_token_is_refused_where_none_is_needed(open_server: Server, topic: str) -> None:
     """What anybody may do, somebody with a bad token may not: the mistake is not hidden."""
     assert post(open_server, f"/topics/{topic}") == 201
-    assert post(open_server, f"/topics/{topic}", bearer("garbage")) == 401
-    assert post(open_server, f"/topics/{topic}", {"Cookie": f"{COOKIE}=garbage"}) == 401
+    for name, token in BAD.items():
+        assert post(open_server, f"/topics/{topic}", bearer(token)) == 401, name
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("header", "cookie"), ("header", "query"), ("cookie", "query")], ids=lambda name: name
-)
+def test_a_cookie_of_another_hub_is_none(open_server: Server, topic: str) -> None:
+    """What was not signed for this hub locks nobody out of what anybody may do; what was, and holds no longer, does."""
+    for name, token in BAD.items():
+        status = 401 if name in ("expired", "without end") else 201
+        assert post(open_server, f"/topics/{topic}", {"Cookie": f"{COOKIE}={token}"}) == status, name
+
+
+def test_an_expired_session_is_told_so(open_server: Server, topic: str) -> None:
+    """Its owner is not taken for nobody."""
+    answer = ask(open_server, "POST", f"/topics/{topic}", b"x", {"Cookie": f"{COOKIE}={BAD['expired']}"})
+    assert (answer.status, answer.json["detail"]) == (401, "the token has expired: get a new one")
+
+
+def test_of_several_cookies_the_first_that_is_ours_counts(server: Server, topic: str) -> None:
+    """Whatever stands around it."""
+    mine, other, foreign = sign(publish=[topic]), sign(publish=["else"]), BAD["another key"]
+    for tokens, status in (
+        ([mine], 201),
+        ([foreign, mine], 201),
+        (["", foreign, "a=b", mine, other], 201),
+        ([mine, foreign], 201),
+        ([other, mine], 403),
+        ([BAD["expired"], mine], 401),
+        ([foreign, other, mine], 403),
+        ([foreign] * MOST + [mine], 401),
+        ([foreign] * (MOST - 1) + [mine], 201),
+    ):
+        cookies = "; ".join(f"{COOKIE}={token}" for token in tokens)
+        assert post(server, f"/topics/{topic}", {"Cookie": f"a={mine}; {cookies};"}) == status, tokens
+        assert post(server, f"/topics/{topic}", {"Cookie": cookies.replace(COOKIE, f"x{COOKIE}")}) == 401
+
+
+@pytest.mark.parametrize(("first", "second"), [("header", "cookie"), ("header", "query")], ids=lambda name: name)
 def test_the_first_carrier_decides(server: Server, topic: str, first: str, second: str) -> None:
-    """Header before cookie before query: the first token found is the one that counts, good or bad."""
+    """A token in the header is the one that counts, good or bad."""
     good = sign(publish=[topic])
     for one, other, status in ((good, "garbage", 201), ("garbage", good, 401)):
         target, headers = carried(first, one, f"/topics/{topic}")
@@ -275,7 +310,7 @@ def test_a_token_is_in_no_answer_no_log_and_no_metric(server: Server, topic: str
 
 def sign_in(server: Server, name: object, headers: dict[str, str] | None = None) -> Answer:
     """Ask for a guest's session."""
-    return ask(server, "POST", "/session", json.dumps({"name": name}).encode(), headers)
+    return ask(server, "POST", "/session", json.dumps({"name": name}).encode(), JSON | (headers or {}))
 
 
 def cookie_of(answer: Answer) -> dict[str, str]:
@@ -294,7 +329,7 @@ def test_a_name_is_enough_for_a_guest(open_server: Server) -> None:
 
 
 def test_the_cookie_is_kept_from_scripts_and_other_sites(open_server: Server) -> None:
-    """HttpOnly, SameSite=Strict, for the whole site, until the token ends; not Secure where there is no TLS."""
+    """HttpOnly, SameSite=Strict, for the whole site, some days longer than the token; not Secure without TLS."""
     answer = sign_in(open_server, "Ada")
     cookie = SimpleCookie(answer.headers["Set-Cookie"])[COOKIE]
     assert cookie["httponly"] is True
@@ -302,19 +337,56 @@ def test_the_cookie_is_kept_from_scripts_and_other_sites(open_server: Server) ->
     assert cookie["path"] == "/"
     assert not cookie["secure"]
     assert not cookie["domain"]
-    assert int(parsedate_to_datetime(cookie["expires"]).timestamp()) == answer.json["expires_at"]
+    lasts = int(parsedate_to_datetime(cookie["expires"]).timestamp())
+    assert lasts == answer.json["expires_at"] + OUTLIVES_S
+    assert OUTLIVES_S >= 2 * 24 * 3600
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_the_cookie_is_secure_over_tls(tmp_path: Path) -> None:
-    """Where the server itself speaks TLS the cookie never travels without."""
-    with running(SecureServer(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "memory:"})) as server:
-        port, trust = server.secure_port, server.trusted()
-        connection = http.client.HTTPSConnection("localhost", port, timeout=WITHIN_S, context=trust)
-        connection.request("POST", "/session", b'{"name": "Ada"}')
-        with connection.getresponse() as response:
-            assert SimpleCookie(response.headers["Set-Cookie"])[COOKIE]["secure"] is True
-        connection.close()
+SECURE = f"__Host-{COOKIE}"
+
+
+def test_over_https_only_the_secure_cookie_is_set_and_read(tmp_path: Path) -> None:
+    """Its name keeps everybody else from setting it; a plain one of the same host is not looked at."""
+    with running(SecureServer(folder=tmp_path, env={"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_JWT_KEY": KEY})) as server:
+        token = sign(publish=["a"])
+
+        def over_https(method: str, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+            port, trust = server.secure_port, server.trusted()
+            connection = http.client.HTTPSConnection("localhost", port, timeout=WITHIN_S, context=trust)
+            connection.request(method, path, b"{}", headers)
+            with contextlib.closing(connection), connection.getresponse() as response:
+                return response
+
+        for method in ("POST", "DELETE"):
+            lines = over_https(method, "/session", bearer(token)).headers.get_all("Set-Cookie") or []
+            (cookie,) = SimpleCookie("".join(lines)).values()
+            assert (len(lines), cookie.key, cookie["secure"], cookie["path"]) == (1, SECURE, True, "/")
+            assert not cookie["domain"]
+        for cookies, status in (
+            (f"{SECURE}={token}", 201),
+            (f"{COOKIE}={token}", 401),
+            (f"{COOKIE}={BAD['expired']}; {SECURE}=x; {SECURE}={token}", 201),
+        ):
+            assert over_https("POST", "/topics/a", {"Cookie": cookies}).status == status
+        assert post(server, "/topics/a", {"Cookie": f"{SECURE}={token}"}) == 401
+        assert post(server, "/topics/a", {"Cookie": f"{COOKIE}={token}"}) == 201
+
+
+def test_behind_a_trusted_proxy_that_does_tls_the_cookie_is_secure(tmp_path: Path) -> None:
+    """As the proxy says of each request; and the operator says how long a guest may be the same."""
+    env = {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_TRUSTED_PROXIES": "127.0.0.1", "TRIO_SSE_SESSION_MAX_S": "100"}
+    with serving(folder=tmp_path, env=env) as server:
+        answer = sign_in(server, "Ada", {"X-Forwarded-Proto": "https"})
+        assert answer.headers["Set-Cookie"].startswith(f"{SECURE}=")
+        assert "; secure;" in answer.headers["Set-Cookie"].lower()
+        assert sign_in(server, "Ada").headers["Set-Cookie"].startswith(f"{COOKIE}=")
+        assert abs(exp_of(answer) - time.time() - 100) <= WITHIN_S
+
+
+def test_nobody_else_says_that_it_was_https(open_server: Server) -> None:
+    """A header that any client can write counts for nothing."""
+    assert sign_in(open_server, "Ada", {"X-Forwarded-Proto": "https"}).headers["Set-Cookie"].startswith(f"{COOKIE}=")
 
 
 def test_the_cookie_signs_one_in(open_server: Server) -> None:
@@ -362,16 +434,43 @@ def test_a_guests_name_that_cannot_be_shown_is_refused(open_server: Server, name
 )
 def test_a_sign_in_that_says_no_name_is_refused(open_server: Server, body: bytes) -> None:
     """What is not JSON with a name is 400, which shows what to send."""
-    answer = ask(open_server, "POST", "/session", body)
+    answer = ask(open_server, "POST", "/session", body, JSON)
     assert answer.status == 400
     assert '{"name": "Ada"}' in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        *(None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json"),
+        *("application/json; charset=latin-1", "application/jsonx", "text/plain; application/json", "application"),
+        *("text/plain, application/json", "application/json, text/plain"),
+    ],
+)
+def test_a_sign_in_is_json_by_its_type(open_server: Server, type: str | None) -> None:
+    """What a form can send is refused, and its sender told what to write."""
+    headers = {} if type is None else {"Content-Type": type}
+    answer = ask(open_server, "POST", "/session", b'{"name": "Ada"}', headers)
+    assert answer.status == 415
+    assert "Content-Type: application/json" in answer.json["detail"]
+    assert answer.headers["Set-Cookie"] is None
+    if type:
+        assert ask(open_server, "POST", "/session", b"{}", headers | bearer(sign())).status == 415
+
+
+@pytest.mark.parametrize(
+    "type", ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"]
+)
+def test_a_sign_in_may_name_its_charset(open_server: Server, type: str) -> None:
+    """UTF-8, as all JSON is."""
+    assert sign_in(open_server, "Zo\xeb", {"Content-Type": type}).json["name"] == "Zo\xeb"
 
 
 def test_a_sign_in_is_not_a_stream_of_events(open_server: Server) -> None:
     """A body that never ends is not waited for here."""
     with Wire(open_server) as wire:
         wire.send(b"POST /session HTTP/1.1\r\nHost: x\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n")
-        assert wire.take(b"\r\n").startswith(b"HTTP/1.1 400 ")
+        assert wire.take(b"\r\n").startswith(b"HTTP/1.1 415 ")
 
 
 def test_guests_are_refused_where_the_anonymous_may_nothing(server: Server) -> None:
@@ -398,7 +497,7 @@ def test_a_token_is_exchanged_for_a_cookie(server: Server, topic: str) -> None:
 def test_a_bad_token_is_not_exchanged(server: Server, open_server: Server, name: str) -> None:
     """A token that does not hold is 401, also where a guest would be let in."""
     for each in (server, open_server):
-        answer = ask(each, "POST", "/session", b'{"name": "Ada"}', bearer(BAD[name]))
+        answer = ask(each, "POST", "/session", b'{"name": "Ada"}', JSON | bearer(BAD[name]))
         assert answer.status == 401
         assert answer.headers["Set-Cookie"] is None
 
@@ -406,6 +505,117 @@ def test_a_bad_token_is_not_exchanged(server: Server, open_server: Server, name:
 def test_an_old_cookie_does_not_stop_a_new_sign_in(open_server: Server) -> None:
     """Somebody whose cookie holds no longer signs in again with a name."""
     assert sign_in(open_server, "Ada", {"Cookie": f"{COOKIE}={BAD['expired']}"}).status == 200
+
+
+def sized(length: int, **other: Any) -> str:
+    """A token of so many bytes; within three of them."""
+    shorter = jwt.encode(claims(**other, pad=""), KEY)
+    return jwt.encode(claims(**other, pad="x" * ((length - len(shorter)) * 3 // 4)), KEY)
+
+
+def test_a_token_too_large_for_a_cookie_is_refused(server: Server) -> None:
+    """With words, and without a cookie that every browser would drop."""
+    room = MAX_BYTES - len(COOKIE)
+    largest, larger = sized(room), sized(room + 4)
+    assert len(largest) <= room < len(larger) <= room + 4
+    answer = ask(server, "POST", "/session", headers=bearer(largest))
+    assert (answer.status, cookie_of(answer)) == (200, {"Cookie": f"{COOKIE}={largest}"})
+    answer = ask(server, "POST", "/session", headers=bearer(larger))
+    assert answer.status == 400
+    assert "too large for a cookie" in answer.json["detail"]
+    assert str(MAX_BYTES) in answer.json["detail"]
+    assert answer.headers["Set-Cookie"] is None
+    assert post(server, "/topics/large", bearer(larger)) == 201
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def exp_of(answer: Answer) -> int:
+    """When the session ends that an answer has begun."""
+    exp: int = answer.json["expires_at"]
+    return exp
+
+
+def test_a_session_tells_whose_it_is(open_server: Server) -> None:
+    """And that there is none."""
+    guest = sign_in(open_server, "Ada")
+    assert ask(open_server, "GET", "/session", headers=cookie_of(guest)).json == guest.json
+    nobody = {"sub": None, "name": None, "expires_at": None}
+    for headers in ({}, {"Cookie": f"{COOKIE}={BAD['another key']}"}):
+        answer = ask(open_server, "GET", "/session", headers=headers)
+        assert (answer.json, answer.headers["Cache-Control"]) == (nobody, "no-store")
+    assert ask(open_server, "GET", "/session", headers={"Cookie": f"{COOKIE}={BAD['expired']}"}).status == 401
+
+
+@pytest.mark.parametrize(("body", "name"), [({}, "Ada"), ({"name": "Ada"}, "Ada"), ({"name": "Countess"}, "Countess")])
+def test_a_guest_is_renewed_by_its_cookie(open_server: Server, body: dict[str, str], name: str) -> None:
+    """It is the same guest, under the same name or another, and for longer."""
+    first = sign_in(open_server, "Ada")
+    earlier = Authority(KEY).issue(
+        first.json["sub"], now=time.time() - GUEST_TTL_S / 2, ttl_s=GUEST_TTL_S, name="Ada",
+        guest_since=int(time.time() - GUEST_TTL_S / 2),
+    )  # fmt: skip
+    again = ask(open_server, "POST", "/session", json.dumps(body).encode(), JSON | {"Cookie": f"{COOKIE}={earlier}"})
+    assert again.status == 200
+    assert (again.json["sub"], again.json["name"]) == (first.json["sub"], name)
+    assert abs(exp_of(again) - time.time() - GUEST_TTL_S) <= WITHIN_S
+    assert post(open_server, "/topics/renewed", cookie_of(again)) == 201
+
+
+def guest_token(*, since: float, exp: float, sub: str = "guest-x") -> dict[str, str]:
+    """The cookie of a guest who signed in so many seconds ago first, and whose token ends in so many."""
+    now = int(time.time())
+    token = jwt.encode(claims(sub=sub, name="Ada", exp=now + exp, sse={"guest_since": now - since}), KEY)
+    return JSON | {"Cookie": f"{COOKIE}={token}"}
+
+
+def test_a_guest_is_not_renewed_for_ever(open_server: Server) -> None:
+    """Seven days after its first sign-in the session ends, however often it was renewed."""
+    week = 7 * 24 * 3600
+    almost = ask(open_server, "POST", "/session", b"{}", guest_token(since=week - 100, exp=50))
+    assert (almost.status, almost.json["sub"]) == (200, "guest-x")
+    assert abs(exp_of(almost) - time.time() - 100) <= WITHIN_S
+    over = guest_token(since=week, exp=50)
+    assert ask(open_server, "POST", "/session", b"{}", over).status == 400
+    assert ask(open_server, "POST", "/session", b'{"name": "Ada"}', over).json["sub"] != "guest-x"
+
+
+def test_a_guest_that_comes_too_late_is_not_renewed(open_server: Server) -> None:
+    """It is told so, and under its name begins again as another."""
+    late = guest_token(since=100, exp=-1)
+    answer = ask(open_server, "POST", "/session", b"{}", late)
+    assert (answer.status, answer.headers["Set-Cookie"]) == (401, None)
+    assert "expired" in answer.json["detail"]
+    assert ask(open_server, "POST", "/session", b'{"name": "Ada"}', late).json["sub"] != "guest-x"
+
+
+@pytest.mark.parametrize("guest_since", [None, "1", 1.5, True, -1, 10**400, [1]])
+def test_a_token_that_only_looks_like_a_guests_is_not_renewed(open_server: Server, guest_since: object) -> None:
+    """Its subject may be anything; only this hub says since when somebody is a guest."""
+    token = jwt.encode(claims(sub="guest-x", sse={"guest_since": guest_since}), KEY)
+    answer = ask(open_server, "POST", "/session", b"{}", JSON | {"Cookie": f"{COOKIE}={token}"})
+    assert answer.status == 400
+    assert "only a new token renews" in answer.json["detail"]
+
+
+def test_a_tokens_session_is_renewed_by_a_token_alone(open_server: Server) -> None:
+    """Not by its cookie; another token of its subject prolongs it, one of another subject begins another session."""
+    first = ask(open_server, "POST", "/session", headers=bearer(sign("ada", ttl_s=50)))
+    held = cookie_of(first)
+    answer = ask(open_server, "POST", "/session", b"{}", JSON | held)
+    assert (answer.status, answer.headers["Set-Cookie"]) == (400, None)
+    longer = ask(open_server, "POST", "/session", headers=held | bearer(sign("ada", ttl_s=500)))
+    assert longer.json["sub"] == "ada"
+    assert exp_of(longer) > exp_of(first)
+    other = ask(open_server, "POST", "/session", headers=held | bearer(sign("bob")))
+    assert ask(open_server, "GET", "/session", headers=cookie_of(other)).json["sub"] == "bob"
+
+
+def test_who_has_a_token_can_become_a_guest(open_server: Server) -> None:
+    """By giving a name, that is: on purpose."""
+    answer = sign_in(open_server, "Ada", {"Cookie": f"{COOKIE}={sign('ada')}"})
+    assert answer.json["sub"].startswith("guest-")
 
 
 def test_signing_out_takes_the_cookie_away(server: Server) -> None:
