@@ -185,7 +185,9 @@ def test_what_signs_in_is_four_kibibytes_at_most(server: Server, chunked: bool) 
 def test_what_signs_in_is_bounded_when_it_comes_late(server: Server) -> None:
     """After its header, so that the view waits for it already."""
     with Wire(server) as wire:
-        wire.send(b"POST /session HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        wire.send(
+            b"POST /session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         assert ask(server, "GET", "/healthz").status == 200  # which is served after it
         wire.send(b'1400\r\n{"name": "' + b"a" * (0x1400 - 10) + b"\r\n0\r\n\r\n")
         assert wire.take(b"\r\n").startswith(b"HTTP/1.1 413")

@@ -355,8 +355,8 @@ def test_streams_share_one_http2_connection(nginx: Nginx, server: Server, topic:
 
 
 def test_the_session_cookie_is_for_https_alone(nginx: Nginx) -> None:
-    """The hub hears plain HTTP, so it is nginx that adds the word."""
+    """The hub hears plain HTTP, and believes nginx that its client did not."""
     with http2_client(nginx) as client:
         cookie = client.post("/session", json={"name": "Ada"}).headers["Set-Cookie"]
-    assert cookie.startswith("trio_sse_session=")
+    assert cookie.startswith("__Host-trio_sse_session=")
     assert "; secure" in cookie.lower()

@@ -94,7 +94,7 @@ def forged(**claims: str) -> str:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     env = {"TRIO_SSE_JOURNAL": "memory:", "TRIO_SSE_JWT_KEY": KEY, "TRIO_SSE_ANONYMOUS": "publish,subscribe"}
-    env["TRIO_SSE_TRUSTED_PROXIES"] = "127.0.0.1"
+    env |= {"TRIO_SSE_TRUSTED_PROXIES": "127.0.0.1", "TRIO_SSE_HOSTS": ""}
     with serving(folder=tmp_path_factory.mktemp("worst"), env=env) as running:
         yield running
 
