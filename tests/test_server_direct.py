@@ -80,8 +80,8 @@ async def start(request: pytest.FixtureRequest, nursery: trio.Nursery) -> AsyncI
     stopped = trio.Event()
 
     async def start(*, send_buffer: int | None = None, **settings: Any) -> Serving:
-        given = {"journal": "memory:", "jwt_key": None, "drain_s": 1.0, "write_timeout_s": 30.0, **settings}
-        app = create_app(Settings(**given))
+        given = {"journal": "memory:", "jwt_key": None, "hosts": ("test",), "drain_s": 1.0, "write_timeout_s": 30.0}
+        app = create_app(Settings(**(given | settings)))
         sock = socket.socket()
         if send_buffer is not None:  # which the sockets of connections inherit
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
