@@ -94,7 +94,7 @@ def held(count: int) -> list[tuple[str, float, float]]:
 
 def _ask(process: Running) -> dict[str, tuple[int, int]]:
     with socket.create_connection(("127.0.0.1", process.port), timeout=20) as asking:
-        asking.sendall(b"GET /held HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        asking.sendall(b"GET /held HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         received = b""
         while piece := asking.recv(65536):
             received += piece

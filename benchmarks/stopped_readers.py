@@ -66,9 +66,9 @@ def stopped_readers(process: Running, count: int) -> Iterator[None]:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             client.connect(("127.0.0.1", process.port))
             if number % 2:
-                client.sendall(b"GET /board.js HTTP/1.1\r\nHost: x\r\n\r\n" * PAGES)
+                client.sendall(b"GET /board.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * PAGES)
             else:
-                client.sendall(f"GET {DIRECT.subscribe}&topic={FLOOD} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                client.sendall(f"GET {DIRECT.subscribe}&topic={FLOOD} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         time.sleep(SETTLE_S)
         post = stack.enter_context(connection(process))
         for _ in range(4 if count else 0):
