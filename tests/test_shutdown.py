@@ -608,6 +608,26 @@ def test_a_signal_while_it_starts_ends_it(begun: Begun) -> None:
     begun["starts"].result()
 
 
+NAMELESS = """
+import socket
+from trio_sse.server import worker
+
+class Nameless(socket.socket):
+    def bind(self, address):
+        raise PermissionError(1, "names are forbidden here")
+
+worker.workers = lambda: 3
+worker.socket.socket = Nameless
+worker.refuse_siblings("run one worker")
+"""
+
+
+def test_of_several_workers_each_speaks_where_they_cannot_find_each_other() -> None:
+    """As in a sandbox without abstract Unix sockets; none waits for ever."""
+    done = subprocess.run([sys.executable, "-c", NAMELESS], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (1, "trio_sse: run one worker\n")
+
+
 def test_several_workers_are_refused_with_one_line(begun: Begun) -> None:
     """Which names what they would need, also when some are seconds later than others; and nothing is left."""
     begun["is_several"].result()

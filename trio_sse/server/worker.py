@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import math
@@ -292,10 +293,11 @@ def refuse_siblings(line: str) -> None:
 
 
 def _has_bound(voice: socket.socket, name: str) -> bool:
+    """Whether no sibling has the name. Where no name can be had at all, each speaks: that is better than none."""
     try:
         voice.bind(name)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
     return True
 
 
