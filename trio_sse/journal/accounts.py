@@ -94,14 +94,15 @@ class Holding(Numbered):
 
     __slots__ = ("account", "after", "bytes", "events", "topic")
 
-    def __init__(self, account: Account, topic: str) -> None:
+    def __init__(self, account: Account, topic: str, first: EventID | None = None) -> None:
+        """``first`` is the ID of its first event, where that is known."""
         super().__init__()
         self.account = account
         self.topic = topic
         self.events = 0
         self.bytes = 0
         """Bytes that its events are counted as, and the topic itself."""
-        self.after: EventID = ORIGIN
+        self.after: EventID = ORIGIN if first is None else EventID.unpacked(first.packed() - 1)
         """None of its events is at or below this ID, so that its oldest is found without a walk from the beginning."""
 
 

@@ -76,8 +76,8 @@ class FileHolding(Holding):
 
     __slots__ = ("frames", "id", "keyed", "newest", "unkeyed")
 
-    def __init__(self, account: Account, topic: str, id: int) -> None:
-        super().__init__(account, topic)
+    def __init__(self, account: Account, topic: str, id: int, first: EventID | None = None) -> None:
+        super().__init__(account, topic, first)
         self.id = id
         self.unkeyed = 0
         self.frames = 0

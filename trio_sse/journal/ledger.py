@@ -107,8 +107,7 @@ class Ledger:
         query = f"INSERT INTO holding ({columns}) VALUES (?, ?, 0, 0, 0, 0, 0)"  # noqa: S608  # all constants
         id = self._db.execute(query, (self.number_of(publisher), held.id)).lastrowid
         assert id is not None
-        holding = FileHolding(self.accounts.account(publisher), held.name, id)
-        holding.after = EventID.unpacked(record.id.packed() - 1)
+        holding = FileHolding(self.accounts.account(publisher), held.name, id, record.id)
         self.accounts.put(holding)
         self.accounts.add(holding, 0, SQLITE.of_holding(held.name, publisher))
         held.publishers += 1

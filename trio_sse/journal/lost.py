@@ -29,11 +29,7 @@ class Lost:
 
     def remove(self, held: Held, key: str | None, id: int, *, from_front: bool) -> None:
         """A value was removed, with all that was older in its topic or not: it is lost, unless there is a newer one."""
-        if key is None and (from_front or not held.unkeyed):
-            has_newer = held.unkeyed > 0
-        else:
-            has_newer = self._has_newer(held, key, id)
-        if has_newer:
+        if self._has_newer(held, key, id, from_front=from_front):
             return
         # One that is known already is newer: an older value of another publisher goes after it.
         query = "INSERT INTO lost VALUES (?, ?, ?) ON CONFLICT (topic, key) DO NOTHING"
@@ -74,7 +70,9 @@ class Lost:
             yield held
         self._db.executemany("DELETE FROM lost WHERE id = ?", rows)
 
-    def _has_newer(self, held: Held, key: str | None, id: int) -> bool:
+    def _has_newer(self, held: Held, key: str | None, id: int, *, from_front: bool) -> bool:
+        if key is None and (from_front or not held.unkeyed):
+            return held.unkeyed > 0  # all that is left is newer
         if key is None:
             query, given = "SELECT 1 FROM record WHERE topic = ? AND id > ? AND key IS NULL LIMIT 1", (held.id, id)
             return self._db.execute(query, given).fetchone() is not None

@@ -200,8 +200,7 @@ class MemoryJournal(Journal):
         holding = self._accounts.find(record.publisher, topic.name)
         size = MEMORY.of_event(len(record.frame), record.key)
         if holding is None:
-            holding = Holding(self._accounts.account(record.publisher), topic.name)
-            holding.after = EventID.unpacked(record.id.packed() - 1)  # what is before it is nobody's of this one
+            holding = Holding(self._accounts.account(record.publisher), topic.name, record.id)
             self._accounts.put(holding)
             size += MEMORY.of_holding(topic.name, record.publisher)
         self._accounts.add(holding, 1, size)

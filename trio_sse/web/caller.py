@@ -87,7 +87,7 @@ def session_of(request: Request, authority: Authority, settings: Settings) -> Gr
     """
     if "Cookie" not in request.headers:
         return None
-    for token in cookie.values(request, cookie.name_of(is_https=is_https(request, settings))):
+    for token in cookie.values(request, cookie_name(request, settings)):
         try:
             return authority.verify(token, time.time())
         except ForeignToken:
@@ -122,6 +122,16 @@ def is_https(request: Request, settings: Settings) -> bool:
         return False
     proxies = [address for address in _way(request, trusted) if _is_trusted(address, trusted)]
     return bool(proxies) and said[-min(len(proxies), len(said))].strip().lower() == "https"
+
+
+def cookie_name(request: Request, settings: Settings) -> str:
+    """The only cookie that is set for the sender of this request, and read."""
+    return cookie.name_of(is_https=is_https(request, settings))
+
+
+def is_utf8(request: Request) -> bool:
+    """Whether the body is text in UTF-8, as far as its type says: where it says nothing, it is."""
+    return request.mimetype_params.get("charset", "utf-8").lower() in ("utf-8", "utf8", "us-ascii")
 
 
 def _peer(request: Request) -> str:

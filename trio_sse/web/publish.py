@@ -22,7 +22,7 @@ from ..hub import check_publishable
 from ..topic import Selector, check_new_topic, topic_from_path
 from ..wire import CONTENT_TYPE, MAX_DATA, Decoder
 from .bodies import StreamRest
-from .caller import parameters, single
+from .caller import is_utf8, parameters, single
 from .connection import Disconnected, Incoming
 from .problem import problem
 
@@ -155,8 +155,7 @@ def _text(body: bytes, mimetype: str) -> str:
       InvalidEvent: it is not UTF-8, or not the JSON it says it is.
       UnsupportedType: it is of a type that is no event.
     """
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if mimetype not in (*PLAIN_TYPES, "application/json") or charset not in ("utf-8", "utf8", "us-ascii"):
+    if mimetype not in (*PLAIN_TYPES, "application/json") or not is_utf8(request):
         raise UnsupportedType
     try:
         text = body.decode()

@@ -18,7 +18,7 @@ from ..auth import MAX_NAME, Grant
 from ..errors import InvalidInput, InvalidToken
 from . import cookie
 from .bodies import BoundedBody
-from .caller import bearer, is_https, session_of
+from .caller import bearer, cookie_name, is_utf8, session_of
 from .publish import UnsupportedType
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_routes(app: TrioSSE) -> None:
             token, grant = await _guest(app)
         response = _told(grant)
         assert grant.expires_at is not None  # of a token
-        cookie.keep(response, cookie.name_of(is_https=is_https(request, app.settings)), token, grant.expires_at)
+        cookie.keep(response, cookie_name(request, app.settings), token, grant.expires_at)
         return response
 
     @app.get("/session")
@@ -59,14 +59,13 @@ def add_routes(app: TrioSSE) -> None:
     @app.delete("/session")
     async def sign_out() -> Response:
         response = app.response_class(status=204)
-        cookie.drop(response, cookie.name_of(is_https=is_https(request, app.settings)))
+        cookie.drop(response, cookie_name(request, app.settings))
         return response
 
 
 def _check_json() -> None:
     """Whether the body is said to be JSON, which a form of another page cannot say."""
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if request.mimetype != JSON or charset not in ("utf-8", "utf8", "us-ascii"):
+    if request.mimetype != JSON or not is_utf8(request):
         raise UnsupportedType(f'the body is JSON, such as {{"name": "Ada"}}: say so in Content-Type: {JSON}')
 
 
